@@ -1,0 +1,103 @@
+"""Writing that is all or nothing, hashes, and where the repository's folders are."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from llamax.errors import DiskFullError
+
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def repository() -> Path:
+    """Root of the checkout: the folder that holds `notebooks/`, `papers/`, `results/`.
+
+    `LLAMAX_HOME` moves it, which tests use to work on a copy.
+    """
+    home = os.environ.get("LLAMAX_HOME")
+    return Path(home).resolve() if home else Path(__file__).resolve().parents[2]
+
+
+@contextlib.contextmanager
+def clear_disk_errors(path: Path) -> Iterator[None]:
+    """Turn "no space left", a quota or a file-size limit into a `DiskFullError` that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise DiskFullError(f"no disk space to write {path} ({error.strerror}); free some and run again") from error
+        raise
+
+
+def write_atomic(path: Path | str, content: str | bytes) -> Path:
+    """Write a file that is either complete or not there: temporary file, fsync, rename.
+
+    Raises: DiskFullError: the old content of `path` is untouched.
+    """
+    path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with clear_disk_errors(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+            raise
+    return path
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; rename it to `path` only if the block succeeds.
+
+    An existing `path` is replaced. Raises: DiskFullError: nothing is left behind but what was there before.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with clear_disk_errors(path):
+        work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        try:
+            yield work
+            sync_folder(work)
+            os.chmod(work, 0o755)
+            old = work.with_name(work.name + ".old")
+            if path.exists():
+                os.replace(path, old)
+            os.replace(work, path)
+            shutil.rmtree(old, ignore_errors=True)
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+
+
+def sync_folder(folder: Path) -> None:
+    """fsync every file below `folder`, so that a rename after it never publishes half a file."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+
+
+def sha256_file(path: Path | str) -> str:
+    """Hex sha256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hex sha256 of a JSON value, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
