@@ -1,1 +1,1 @@
-"""TODO: room not built yet."""
+"""Direction 01, instruction tuning: what it buys, and what general ability it costs."""
