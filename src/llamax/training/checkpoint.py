@@ -1,0 +1,186 @@
+"""Checkpoints that are whole or absent, that know which run they belong to, and that notice a flipped byte.
+
+out/checkpoints/step-00000040/
+    torch.pt | deepspeed/*     weights and optimizer, as the engine wrote them
+    rng-0.pt ...               random state of every rank
+    run.json                   step, identity of the run, metrics of every step so far
+    manifest.json              sha256 of every file above, written last
+"""
+
+import contextlib
+import json
+import random
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from llamax.errors import CheckpointError, DiskFullError
+from llamax.files import clear_disk_errors, sha256_file, sync_folder
+from llamax.training.engines import Engine
+from llamax.training.history import StepMetrics
+
+# How torch's zip writer, which goes around Python's files, words a write that did not take all bytes.
+SHORT_WRITE = re.compile(r"PytorchStreamWriter|iostream|unexpected pos|No space left")
+
+
+class Checkpoints(NamedTuple):
+    """The checkpoints of one run. identity: a JSON object; a checkpoint with another one is refused."""
+
+    folder: Path
+    identity: dict[str, Any]
+    keep: int
+
+    def save(self, engine: Engine, step: int, steps: list[StepMetrics]) -> None:
+        """Write the state after `step` optimizer steps, then drop all but the newest `keep`; every rank calls it.
+
+        Raises: DiskFullError: the older checkpoints are untouched.
+        """
+        work, final = self.folder / f".step-{step:08d}", self.folder / f"step-{step:08d}"
+        if engine.rank == 0:
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir(parents=True)
+        engine.gather(None)
+        with _all_or_nothing(work, engine):
+            engine.save(work)
+            with open(work / f"rng-{engine.rank}.pt", "wb") as file:
+                torch.save(random_state(), file)
+            if engine.rank == 0:
+                _write_json(work / "run.json", {"step": step, "identity": self.identity, "steps": steps})
+            engine.gather(None)
+            hashes = _hash_together(engine, sorted(_files(work)), work)
+            if engine.rank == 0:
+                _write_json(work / "manifest.json", hashes)
+                sync_folder(work)
+                shutil.rmtree(final, ignore_errors=True)
+                work.rename(final)
+                for old in self.complete()[: -self.keep]:
+                    shutil.rmtree(old)
+        engine.gather(None)
+
+    def complete(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        return sorted(self.folder.glob("step-????????"))
+
+    def resume(self, engine: Engine) -> list[StepMetrics]:
+        """Put the newest checkpoint into `engine`; give the metrics of the steps behind it, none if there is none.
+
+        Raises: CheckpointError: it is damaged, or is another run's. No older one is taken in silence.
+        """
+        if engine.rank == 0:
+            for leftover in self.folder.glob(".step-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+        newest = self.complete()[-1:]
+        engine.gather(None)
+        if not newest:
+            return []
+        self._verify(newest[0], engine)
+        state = json.loads((newest[0] / "run.json").read_text())
+        self._check_identity(newest[0], state["identity"])
+        engine.load(newest[0])
+        set_random_state(torch.load(newest[0] / f"rng-{engine.rank}.pt", weights_only=True))
+        return [StepMetrics(*step) for step in state["steps"]]
+
+    def _verify(self, checkpoint: Path, engine: Engine) -> None:
+        """Compare every file with the manifest."""
+        manifest = checkpoint / "manifest.json"
+        try:
+            expected = json.loads(manifest.read_text())
+        except (OSError, ValueError):
+            raise self._damaged(manifest) from None
+        for name in expected:
+            if not (checkpoint / name).is_file():
+                raise self._damaged(checkpoint / name)
+        found = _hash_together(engine, [checkpoint / name for name in expected], checkpoint)
+        for name, digest in expected.items():
+            if found[name] != digest:
+                raise self._damaged(checkpoint / name)
+
+    def _damaged(self, file: Path) -> CheckpointError:
+        """The error for a file that is missing or altered, with what can be done about it."""
+        older = self.complete()[:-1]
+        remedy = f"to go on from {older[-1].name}" if older else "to start over (there is no older checkpoint)"
+        return CheckpointError(
+            f"{file}: damaged or missing (it does not match the checkpoint's manifest); "
+            f"delete the folder {self.complete()[-1]} {remedy}"
+        )
+
+    def _check_identity(self, checkpoint: Path, saved: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another run, naming what differs."""
+        before, now = _flat(json.loads(json.dumps(saved))), _flat(json.loads(json.dumps(self.identity)))
+        changed = [key for key in before | now if before.get(key) != now.get(key)]
+        if changed:
+            differences = "; ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in changed)
+            raise CheckpointError(
+                f"{checkpoint} belongs to another run: {differences}; use another output folder or delete it"
+            )
+
+
+def random_state() -> dict[str, Any]:
+    """Python's, numpy's and torch's random state, as tensors and plain values."""
+    algorithm, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": [algorithm, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Undo all drawing since `random_state`."""
+    version, keys, gauss = state["python"]
+    random.setstate((version, tuple(keys), gauss))
+    algorithm, keys, *rest = state["numpy"]
+    np.random.set_state((algorithm, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python, numpy and torch; only dropout draws from them."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def _all_or_nothing(work: Path, engine: Engine) -> Iterator[None]:
+    """Remove a half-written folder; a full disk becomes a `DiskFullError`, whichever way torch reports it."""
+    try:
+        with clear_disk_errors(work):
+            yield
+    except BaseException as error:
+        if engine.ranks == 1:  # with more ranks others may be writing; the launcher or the next start removes it
+            shutil.rmtree(work, ignore_errors=True)
+        if isinstance(error, RuntimeError) and SHORT_WRITE.search(str(error)):
+            raise DiskFullError(f"no disk space to write {work}; free some and run again to resume") from error
+        raise
+
+
+def _hash_together(engine: Engine, files: list[Path], root: Path) -> dict[str, str]:
+    """sha256 of every file, by name relative to `root`; each rank reads its share."""
+    mine = {str(file.relative_to(root)): sha256_file(file) for file in files[engine.rank :: engine.ranks]}
+    return {name: digest for part in engine.gather(mine) for name, digest in part.items()}
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All files below `folder`."""
+    return (path for path in folder.rglob("*") if path.is_file())
+
+
+def _write_json(path: Path, value: Any) -> None:
+    """Plain write: the folder around it is what is atomic."""
+    path.write_text(json.dumps(value))
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Leaves of nested JSON objects by dotted name."""
+    if not isinstance(value, dict):
+        return {name: value}
+    return {leaf: v for key, inner in value.items() for leaf, v in _flat(inner, f"{name}.{key}".strip(".")).items()}

@@ -1,0 +1,86 @@
+"""What a training run is told; no torch, so that every direction's config can hold one."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from llamax.config import Config
+
+
+class LoraConfig(Config):
+    """Low-rank adapters (Hu et al. 2021): `W + alpha / rank * B A`, with `A` random and `B` zero at the start."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: str | tuple[str, ...] = "all-linear"
+
+
+class TrainConfig(Config):
+    """One optimisation: how fast, how long, in which pieces, on which engine. Defaults: the original 7B recipe.
+
+    batch_size: rows per optimizer step, over all ranks. micro_batch: rows per forward on one rank.
+    max_steps: stop after so many optimizer steps, if that is earlier than `epochs`.
+    warmup_ratio: part of all steps in which the rate rises. grad_clip: largest global L2 norm; 0 leaves it alone.
+    checkpoint_every: optimizer steps between checkpoints; 0 writes none.
+    """
+
+    learning_rate: float = Field(2e-5, gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    epochs: int = Field(3, ge=1)
+    max_steps: int | None = Field(None, ge=1)
+    batch_size: int = Field(64, ge=1)
+    micro_batch: int = Field(4, ge=1)
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    grad_clip: float = Field(1.0, ge=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    gradient_checkpointing: bool = False
+    lora: LoraConfig | None = None
+    engine: Literal["torch", "deepspeed"] = "torch"
+    ranks: int = Field(1, ge=1)
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+    seed: int = 0
+    checkpoint_every: int = Field(0, ge=0)
+    keep_checkpoints: int = Field(2, ge=1)
+
+    @model_validator(mode="after")
+    def _pieces_fit(self) -> Self:
+        """Every rank does the same number of forwards of the same size, so the batch must divide."""
+        if self.batch_size % (self.micro_batch * self.ranks):
+            pieces = f"micro_batch {self.micro_batch} x ranks {self.ranks}"
+            raise ValueError(f"batch_size {self.batch_size} must be a multiple of {pieces}")
+        if self.engine == "torch" and (self.ranks > 1 or self.zero_stage or self.offload_optimizer):
+            raise ValueError("engine 'torch' is one device: ranks, zero_stage and offload need engine 'deepspeed'")
+        if self.offload_optimizer and not self.zero_stage:
+            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
+        if self.offload_parameters and self.zero_stage != 3:
+            raise ValueError("offload_parameters needs zero_stage 3")
+        return self
+
+    @property
+    def micro_steps(self) -> int:
+        """Forwards of one rank per optimizer step (the gradient accumulation)."""
+        return self.batch_size // (self.micro_batch * self.ranks)
+
+
+class Job(Config):
+    """A training run that can start in another process: everything by name, nothing by reference.
+
+    model: a spec for `llamax.models.load`. rows: a folder written by `Rows.save`. template: fingerprint of the
+    template the rows were rendered with, stored with the model. out: gets `checkpoints/`, `model/` and the logs.
+    port: of the first rank; chosen if not given. hostfile: DeepSpeed's, for several machines.
+    """
+
+    model: str
+    pad_token: str | None = None
+    rows: str
+    train: TrainConfig
+    out: str
+    template: str
+    hostfile: str | None = None
+    port: int | None = Field(None, ge=1, le=65535)

@@ -1,0 +1,47 @@
+"""What is minimised: functions of a model and a batch that give a sum and a count, never a mean.
+
+Only the loop knows how many targets the whole optimizer step has, over all ranks and micro-batches, so only the loop
+may divide (transformers PR 34191 is what happens otherwise).
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from llamax.data.packing import Batch
+
+Objective = Callable[[nn.Module, Batch], tuple[Tensor, int]]
+
+
+def next_token_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+    """Sum of `-log p(token t | its document before t)` over supervised tokens, in nats (fp32 scalar), and their count.
+
+        document      0   0   0   1   1   1
+        loss_mask     .   .   x   .   x   x        x: target
+        hidden used       ^       ^   ^            the position before each target
+
+    The vocabulary projection runs on the used positions alone: `[targets, vocab]` instead of `[batch, seq, vocab]`.
+    Works for a plain causal LM and for one wrapped by peft. A batch without targets gives an exact 0 with a graph.
+    """
+    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+    # use_cache=False matters: with a cache transformers no longer derives document boundaries from position_ids.
+    output = causal_lm.get_decoder()(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
+    targets = batch.loss_mask.flatten().nonzero().squeeze(1)
+    hidden = output.last_hidden_state.flatten(0, 1).index_select(0, targets - 1)
+    logits = causal_lm.get_output_embeddings()(hidden).float()
+    loss = functional.cross_entropy(logits, batch.input_ids.flatten().index_select(0, targets), reduction="sum")
+    return loss, targets.numel()
+
+
+class ObjectiveModule(nn.Module):
+    """The objective as a module's forward, so that DeepSpeed's hooks see the whole computation, head included."""
+
+    def __init__(self, model: nn.Module, objective: Objective):
+        super().__init__()
+        self.model = model
+        self.objective = objective
+
+    def forward(self, batch_type: type[tuple], *fields: Tensor) -> tuple[Tensor, int]:
+        """`fields` of a `batch_type` apart, because DeepSpeed rebuilds tuples it finds and cannot rebuild a named one."""
+        return self.objective(self.model, batch_type(*fields))
