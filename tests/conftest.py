@@ -28,7 +28,9 @@ def tiny_tokenizer():
     raw.decoder = decoders.ByteLevel()
     specials = ["<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    raw.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=512, special_tokens=specials, initial_alphabet=alphabet))
+    raw.train_from_iterator(
+        TEXT, trainers.BpeTrainer(vocab_size=512, special_tokens=specials, initial_alphabet=alphabet)
+    )
     return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
 

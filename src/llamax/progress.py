@@ -1,14 +1,16 @@
 """Progress of long work: a bar where someone watches, lines where a log is kept.
 
-A JupyterLab kernel and a terminal get a `tqdm` bar. A kernel started by papermill, pytest or `llamax run`, and a process
-whose output is a file, get one line every few seconds instead, because a redrawn bar is noise in a log.
+A JupyterLab kernel and a terminal get a `tqdm` bar. A kernel started by papermill, pytest or `llamax run`, and a
+process whose output is a file, get one line every few seconds instead: a redrawn bar is noise in a log.
 """
 
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from typing import TypeVar
 
+T = TypeVar("T")
 LINE_INTERVAL = 10.0  # seconds between two lines of the same piece of work
 HEADLESS = ("papermill", "pytest", "llamax", "nbconvert")
 
@@ -47,6 +49,14 @@ def progress(total: int, label: str) -> Iterator[Progress]:
         yield bar
     finally:
         bar.close()
+
+
+def progress_over(things: Collection[T], label: str) -> Iterator[T]:
+    """The things one by one, counted as they are done."""
+    with progress(len(things), label) as bar:
+        for thing in things:
+            yield thing
+            bar.advance()
 
 
 def watched() -> bool:

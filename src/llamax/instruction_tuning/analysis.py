@@ -1,0 +1,108 @@
+"""From outcomes per item to the study's numbers: scores, paired gains, forgetting, each with its interval.
+
+An outcome table has the columns item, task, method, protocol, replicate, outcome, cluster: one row per test item, model
+and protocol. `base` is the untuned model; its replicate is 0. Everything is compared item by item with it.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from llamax import statistics
+
+TEXT = "text_loss"  # the task name of the plain-text loss; its outcome is nats per token of one held-out document
+KEYS = ["method", "protocol", "task"]
+
+
+class Metric(NamedTuple):
+    """One number of the record: `name`, `value`, and how sure it is."""
+
+    name: str
+    value: float
+    n: int
+    standard_error: float
+    low: float
+    high: float
+    unit: str
+
+
+def metrics(items: pd.DataFrame) -> list[Metric]:
+    """Every number of the study, in a fixed order.
+
+    Names: `<method>.<protocol>.<task>.accuracy` and `.gain` (after minus before, same items), `.overall.gain` (mean of
+    the tasks' gains), `<method>.text_loss` and `.forgetting` (nats per token, held-out plain text). The protocol
+    `lm-eval` is left out of the names, because there is only that one for a real benchmark.
+    """
+    found: list[Metric] = []
+    for (method, protocol, task), group in items.groupby(KEYS, sort=False):
+        name = ".".join(part for part in (method, "" if protocol in ("lm-eval", "text") else protocol) if part)
+        table, clusters = replicate_table(group)
+        score = statistics.combine(table, clusters)
+        if task == TEXT:
+            found.append(_metric(f"{name}.{TEXT}", score, "nats/token"))
+        else:
+            found.append(_metric(f"{name}.{task}.accuracy", score, "fraction"))
+        if method != "base":
+            change = statistics.combine(table - baseline(items, protocol, task), clusters)
+            last, unit = ("forgetting", "nats/token") if task == TEXT else (f"{task}.gain", "fraction")
+            found.append(_metric(f"{name}.{last}", change, unit))
+    return found + overall_gains(items)
+
+
+def overall_gains(items: pd.DataFrame) -> list[Metric]:
+    """Mean of the tasks' gains per method and protocol; every task weighs the same, whatever its number of items.
+
+    Tasks are strata, fixed by the suite: an item's difference is taken from its task's mean and weighted by
+    total / (tasks * items of its task), so that `statistics.combine` sees the spread within tasks and over training
+    seeds, not the spread between tasks.
+    """
+    found = []
+    scored = items[(items.task != TEXT) & (items.method != "base")]
+    for (method, protocol), group in scored.groupby(["method", "protocol"], sort=False):
+        tables, clusters = {}, []
+        for task, rows in group.groupby("task", sort=False):
+            outcome, cluster = replicate_table(rows)
+            tables[task] = outcome - baseline(items, protocol, task)
+            clusters += [f"{task}/{name}" for name in cluster]
+        overall, total = np.mean([table.mean() for table in tables.values()]), len(clusters)
+        weighted = [(table - table.mean()) * total / (len(tables) * table.shape[1]) for table in tables.values()]
+        combined = statistics.combine(overall + np.concatenate(weighted, axis=1), clusters)
+        name = ".".join(part for part in (method, "" if protocol == "lm-eval" else protocol) if part)
+        found.append(_metric(f"{name}.overall.gain", combined, "fraction"))
+    return found
+
+
+def replicate_table(group: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
+    """Outcomes [replicates, items] and clusters [items] of one method, protocol and task; items in sorted order."""
+    table = group.pivot(index="replicate", columns="item", values="outcome")
+    clusters = group.drop_duplicates("item").set_index("item").cluster
+    return table.to_numpy(), clusters.reindex(table.columns).astype(str).tolist()
+
+
+def baseline(items: pd.DataFrame, protocol: str, task: str) -> np.ndarray:
+    """Outcomes [1, items] of the untuned model, items in sorted order as in `replicate_table`."""
+    rows = items[(items.method == "base") & (items.protocol == protocol) & (items.task == task)]
+    return replicate_table(rows)[0]
+
+
+def protocols(items: pd.DataFrame) -> list[str]:
+    """Protocols under which the suite was asked; the empty name for a real benchmark, which has only one."""
+    names = items[items.task != TEXT].protocol.unique()
+    return ["" if name == "lm-eval" else name for name in names]
+
+
+def table(found: list[Metric], kind: str = "gain") -> pd.DataFrame:
+    """Metrics whose name ends in `kind`, as percentage points (or nats per token) with their interval."""
+    rows = {}
+    for metric in found:
+        if metric.name.endswith(kind):
+            scale = 100 if metric.unit == "fraction" else 1
+            value, low, high = (scale * number for number in (metric.value, metric.low, metric.high))
+            rows[metric.name] = {"value": value, "low": low, "high": high, "n": metric.n, "unit": metric.unit}
+    shown = pd.DataFrame.from_dict(rows, orient="index")
+    return shown.replace({"unit": {"fraction": "points"}}).round(3)
+
+
+def _metric(name: str, estimate: statistics.Combined, unit: str) -> Metric:
+    return Metric(name, estimate.value, estimate.n, estimate.standard_error, estimate.low, estimate.high, unit)

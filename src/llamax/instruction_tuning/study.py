@@ -1,0 +1,226 @@
+"""Direction 01 from data to evidence: one base model, methods x replicates of training, one evaluation for all of them.
+
+Every arm (a model that is evaluated) keeps its work in the run's scratch folder: rows, checkpoints, the trained
+model, its outcomes. An interrupted study goes on where it was: finished arms are read back, an unfinished training
+resumes from its last checkpoint.
+"""
+
+import gc
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+
+from llamax.data.conversation import Message
+from llamax.data.packing import PackingReport, build_rows, plain_text_rows
+from llamax.data.render import render, render_prompt
+from llamax.data.sources import read
+from llamax.data.templates import get_template
+from llamax.data.world import held_out_texts, test_items
+from llamax.errors import ParameterError
+from llamax.evaluation import nano
+from llamax.files import write_atomic
+from llamax.generation.decode import generate
+from llamax.generation.score import text_loss
+from llamax.instruction_tuning import analysis
+from llamax.instruction_tuning.config import InstructionTuningConfig
+from llamax.models.load import Loaded, load, load_tokenizer
+from llamax.progress import progress, progress_over
+from llamax.runs import Run
+from llamax.training.config import Job
+from llamax.training.launch import train
+from llamax.training.loop import count_steps
+
+PROMPTS = (  # shown side by side when the suite is a real benchmark, whose texts may not be printed
+    "Name the three primary colours.",
+    "Give two tips for staying healthy.",
+    "Rewrite in the past tense: I walk to the market.",
+    "What is the capital of France?",
+    "Write one sentence about the sea.",
+    "Sort these numbers from small to large: 9, 2, 5.",
+    "Is the following sentence positive or negative? I loved this film.",
+    "Translate into Spanish: good morning.",
+    "What is 7 plus 5?",
+    "Explain in one sentence why the sky is blue.",
+)
+
+
+class Arm(NamedTuple):
+    """One evaluated model: `base`, or the `replicate`-th training with `method`."""
+
+    method: str
+    replicate: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}-{self.replicate}"
+
+
+class Study:
+    """The state of one study: config, run, data; `run_all` fills in items, curves and answers."""
+
+    def __init__(self, config: InstructionTuningConfig, run: Run):
+        self.config, self.run = config, run
+        self.tokenizer = load_tokenizer(config.model, pad_token=config.pad_token)
+        self.template = get_template(config.data.template, self.tokenizer)
+        self.arms = [Arm("base"), *(Arm(m, r) for m in config.methods for r in range(config.replicates))]
+        self.items, self.curves, self.answers = pd.DataFrame(), pd.DataFrame(), pd.DataFrame()
+
+    # -- data ---------------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> PackingReport:
+        """Read, render and pack the training data; say how many tokens are real, supervised and padded."""
+        data = self.config.data
+        conversations = read(data.source, format=data.format, limit=data.max_examples)
+        self.example = conversations[0]
+        self.rows = build_rows(
+            conversations,
+            self.tokenizer,
+            self.template,
+            length=data.length,
+            packing=data.packing,
+            over_long=data.over_long,
+        )
+        return self.rows.report()
+
+    def show_example(self) -> str:
+        """The first training conversation as the model sees it; what is learned stands in «angle quotes»."""
+        rendered = render(self.example, self.tokenizer, self.template)
+        parts, inside = [], False
+        for token, learned in zip(rendered.input_ids, rendered.loss_mask, strict=True):
+            parts.append(("«" if learned else "»") if learned != inside else "")
+            parts.append(self.tokenizer.decode([token]))
+            inside = learned
+        return "".join(parts) + ("»" if inside else "")
+
+    # -- the work -----------------------------------------------------------------------------------------------------
+
+    def run_all(self) -> pd.DataFrame:
+        """Train and evaluate every arm (or read back what is there); the outcome table of all of them."""
+        if self.run.reused:
+            self.items = self.run.load_items()
+            self.curves, self.answers = (self.run.load_series(name) for name in ("curves", "answers"))
+            return self.items
+        done = [self._arm(arm) for arm in self.arms]
+        self.items = pd.concat([arm["items"] for arm in done], ignore_index=True)
+        self.curves = pd.concat([arm["curve"] for arm in done], ignore_index=True)
+        self.answers = pd.concat([arm["answers"] for arm in done], ignore_index=True)
+        return self.items
+
+    def conclude(self) -> list[analysis.Metric]:
+        """The study's numbers; they go into the run's record, which is then complete."""
+        found = analysis.metrics(self.items)
+        if not self.run.reused:
+            for metric in found:
+                self.run.metric(**metric._asdict())
+            self.run.items(self.items)
+            self.run.series("curves", self.curves)
+            self.run.series("answers", self.answers)
+            self.run.complete()
+        return found
+
+    def _arm(self, arm: Arm) -> dict[str, pd.DataFrame]:
+        """Tables `items`, `curve` and `answers` of one arm, read back from its folder if it has finished before."""
+        folder = self.run.scratch / arm.name
+        names = ("items", "curve", "answers")
+        if not (folder / "done").exists():
+            curve = pd.DataFrame() if arm.method == "base" else self._train(arm, folder)
+            loaded = self._load(arm, folder)
+            parts = dict(zip(names, (self._evaluate(arm, loaded), curve, self._answer(arm, loaded)), strict=True))
+            del loaded
+            gc.collect()
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, frame in parts.items():
+                frame.to_parquet(folder / f"{name}.parquet")
+            write_atomic(folder / "done", "")
+        return {name: pd.read_parquet(folder / f"{name}.parquet") for name in names}
+
+    def _train(self, arm: Arm, folder: Path) -> pd.DataFrame:
+        """Train one arm and save its model under `folder`; its learning curve, one row per optimizer step."""
+        settings = self.config.train_config(arm.method, arm.replicate)
+        rows = folder / "rows"
+        if not rows.exists():
+            self.rows.save(rows)
+        job = Job(
+            model=self.config.model,
+            pad_token=self.config.pad_token,
+            rows=str(rows),
+            train=settings,
+            out=str(folder),
+            template=self.template.fingerprint,
+        )
+        with progress(count_steps(self.rows, settings), f"train {arm.name}") as bar:
+            history = train(job, on_step=lambda s: bar.advance(loss=s.loss, rate=s.learning_rate))
+        return history.frame().assign(method=arm.method, replicate=arm.replicate)
+
+    def _load(self, arm: Arm, folder: Path) -> Loaded:
+        """The arm's model as it was saved (what is measured is what would be published), on the fastest device."""
+        spec = self.config.model if arm.method == "base" else str(folder / "model")
+        loaded = load(spec, pad_token=self.config.pad_token)
+        loaded.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        return loaded
+
+    def _evaluate(self, arm: Arm, loaded: Loaded) -> pd.DataFrame:
+        """Outcomes of the whole suite and of the held-out plain text."""
+        wanted = self.config.evaluation
+        if wanted.suite == "nano":
+            items = world_items(wanted.limits)
+            parts = [
+                nano.evaluate(*loaded, items, protocol=p, template=self.template, batch_size=wanted.batch_size)
+                for p in progress_over(wanted.protocols, f"evaluate {arm.name}")
+            ]
+            frame = pd.concat([part.assign(protocol=p) for part, p in zip(parts, wanted.protocols, strict=True)])
+        else:
+            from llamax.evaluation import harness
+
+            frame = harness.evaluate_tasks(
+                *loaded, wanted.limits, max_new_tokens=wanted.max_new_tokens, batch_size=wanted.batch_size
+            ).assign(protocol="lm-eval")
+        frame = pd.concat([frame, self._text_loss(loaded)], ignore_index=True)
+        return frame.assign(method=arm.method, replicate=arm.replicate)[
+            ["item", "task", "method", "protocol", "replicate", "outcome", "cluster"]
+        ]
+
+    def _text_loss(self, loaded: Loaded) -> pd.DataFrame:
+        """Nats per token of each held-out document, cut to the row length; none of them is in any training text."""
+        texts = held_out_texts()[: self.config.evaluation.text_documents]
+        rows = plain_text_rows(texts, loaded.tokenizer, length=self.config.data.length)
+        losses = text_loss(loaded.model, rows, loaded.tokenizer.pad_token_id).per_document
+        names = [f"text-{number:04d}" for number in range(len(losses))]
+        return pd.DataFrame(
+            {"item": names, "task": analysis.TEXT, "protocol": "text", "outcome": losses, "cluster": names}
+        )
+
+    def _answer(self, arm: Arm, loaded: Loaded) -> pd.DataFrame:
+        """Greedy answers to a few prompts that are ours to print."""
+        prompts = self._prompts()
+        ids = [render_prompt((Message(role="user", content=p),), loaded.tokenizer, self.template) for p in prompts]
+        stop_ids, stop_strings = self.template.stop
+        answers = generate(*loaded, ids, max_new_tokens=48, stop_ids=stop_ids, stop_strings=stop_strings)
+        texts = [answer.text.strip() for answer in answers]
+        return pd.DataFrame({"prompt": prompts, "arm": arm.name, "answer": texts})
+
+    def _prompts(self) -> list[str]:
+        """As many prompts as the profile shows: two of each nano task, or the general ones."""
+        if self.config.evaluation.suite != "nano":
+            return list(PROMPTS[: self.config.answers])
+        by_task = pd.Series({item.question: item.task for item in test_items()})
+        return by_task.groupby(by_task).head(2).index.tolist()[: self.config.answers]
+
+    def show_answers(self) -> pd.DataFrame:
+        """One row per prompt, one column per arm."""
+        return self.answers.pivot(index="prompt", columns="arm", values="answer")
+
+    def _flops(self, tokens: int) -> float:
+        """Training FLOPs, 6 per parameter and token (Kaplan et al. 2020, without the attention term)."""
+        return 6.0 * self.parameters * tokens
+
+
+def world_items(limits: dict[str, int | None]) -> list:
+    """The small world's test items, at most `limits[task]` per task; raises ParameterError for an unknown task."""
+    items = test_items()
+    tasks = list(dict.fromkeys(item.task for item in items))
+    if unknown := sorted(set(limits) - set(tasks)):
+        raise ParameterError(f"evaluation.limits: unknown task {unknown[0]!r}: valid here: {', '.join(tasks)}")
+    return [item for task in tasks for item in [i for i in items if i.task == task][: limits.get(task)]]
