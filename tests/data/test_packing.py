@@ -7,7 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
-from llamax.data.packing import Documents, Rows, best_fit_decreasing, collate, epoch_order, plain_text_rows
+from llamax.data.conversation import Conversation, assistant, user
+from llamax.data.packing import (
+    Documents,
+    Rows,
+    best_fit_decreasing,
+    build_rows,
+    collate,
+    epoch_order,
+    plain_text_rows,
+)
+from llamax.data.render import render
+from llamax.data.templates import get_template
 from llamax.errors import DataError
 
 
@@ -223,3 +234,57 @@ def test_packed_logits_are_those_of_each_document_alone(tiny_model, attention):
             with torch.no_grad():
                 alone = tiny_model(input_ids=torch.tensor([documents[document]]), use_cache=False).logits[0]
             torch.testing.assert_close(logits[b, start:end], alone, atol=1e-6, rtol=1e-5)
+
+
+def conversations(count: int = 3, words: int = 1) -> list[Conversation]:
+    return [
+        Conversation(messages=(user(f"say {n}"), assistant("hello " * words + str(n))), id=f"file.json:{n}")
+        for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_built_rows_hold_what_render_gives(tiny_tokenizer, packing):
+    template = get_template("chatml", tiny_tokenizer)
+    rendered = [render(conversation, tiny_tokenizer, template) for conversation in conversations()]
+    rows = build_rows(conversations(), tiny_tokenizer, template, length=256, packing=packing)
+    for d, (ids, mask) in enumerate(rendered):
+        first, last = rows.offsets[d : d + 2]
+        assert rows.tokens[first:last].tolist() == ids
+        assert rows.mask[first:last].tolist() == mask
+    assert len(rows) == (1 if packing else 3)
+    assert rows.report().rejected == rows.report().split == 0
+
+
+def test_an_over_long_conversation_is_named_rejected_or_split(tiny_tokenizer):
+    template = get_template("chatml", tiny_tokenizer)
+    mixed = [*conversations(2), *conversations(3, words=20)[2:]]
+    sizes = [len(render(conversation, tiny_tokenizer, template).input_ids) for conversation in mixed]
+    length = sizes[0]
+    with pytest.raises(DataError) as caught:
+        build_rows(mixed, tiny_tokenizer, template, length=length)
+    assert str(caught.value).startswith(
+        f"1 of 3 conversations exceed the row length of {length} tokens, "
+        f"first conversation 2 (file.json:2) with {sizes[2]}"
+    )
+    rejected = build_rows(mixed, tiny_tokenizer, template, length=length, over_long="reject")
+    assert rejected.report().rejected == 1 and rejected.sources.tolist() == [0, 1]
+    split = build_rows(mixed, tiny_tokenizer, template, length=length, over_long="split")
+    assert split.report().split == 1 and set(split.sources.tolist()) == {0, 1, 2}
+    targets = sum(sum(render(conversation, tiny_tokenizer, template).loss_mask) for conversation in mixed)
+    assert split.report().supervised == targets
+    with pytest.raises(DataError, match="no conversation to train on: 1 of 1 exceed"):
+        build_rows(mixed[2:], tiny_tokenizer, template, length=length, over_long="reject")
+
+
+def test_a_conversation_without_a_target_is_named(tiny_tokenizer):
+    template = get_template("chatml", tiny_tokenizer)
+    template.answer = lambda content: []
+    with pytest.raises(DataError, match=r"conversation 0 \(file.json:0\) has no supervised token"):
+        build_rows(conversations(), tiny_tokenizer, template, length=64)
+
+
+def test_what_a_template_refuses_is_refused_by_name(tiny_tokenizer):
+    bad = Conversation(messages=(assistant("first!"),), id="chats.jsonl:7")
+    with pytest.raises(DataError, match=r"conversation 3 \(chats.jsonl:7\): message 0 is the assistant's"):
+        build_rows([*conversations(), bad], tiny_tokenizer, get_template("alpaca", tiny_tokenizer), length=256)

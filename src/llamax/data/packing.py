@@ -18,18 +18,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from llamax.data.conversation import Conversation
 from llamax.data.encode import encode_texts
+from llamax.data.render import encode_pieces
+from llamax.data.templates import Piece, Template
 from llamax.errors import DataError
 from llamax.files import atomic_folder, sha256_json
 
 ARRAYS = ("tokens", "mask", "offsets", "sources", "members", "row_offsets")
 TEXTS_AT_ONCE = 1024
+
+OverLong = Literal["error", "reject", "split"]
 
 
 def best_fit_decreasing(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
@@ -238,6 +243,65 @@ class Documents:
             rejected=self.rejected,
             split=self.split,
         )
+
+
+def build_rows(
+    conversations: Sequence[Conversation],
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    *,
+    length: int,
+    packing: bool = True,
+    over_long: OverLong = "error",
+) -> Rows:
+    """Render conversations and lay them out in rows of `length` tokens, packed or one by one.
+
+    over_long: what becomes of a conversation of more than `length` tokens: an error, left out and counted, or cut into
+    pieces and counted. It is never shortened in silence.
+    Raises: DataError: nothing to train on, a conversation without a target, or one that is too long.
+    """
+    documents, too_long = Documents(length), []
+    for start in range(0, len(conversations), TEXTS_AT_ONCE):
+        chunk = conversations[start : start + TEXTS_AT_ONCE]
+        pieces = [_pieces(template, conversation, i) for i, conversation in enumerate(chunk, start)]
+        for i, (ids, mask) in enumerate(encode_pieces(pieces, tokenizer, template), start):
+            if not any(mask[1:]):
+                raise DataError(f"{_name(conversations[i], i)} has no supervised token: nothing to learn from it")
+            if len(ids) > length:
+                too_long.append((i, len(ids)))
+            if len(ids) <= length or over_long == "split":
+                documents.add(i, ids, mask)
+    if too_long and over_long == "error":
+        raise DataError(_too_long_line(conversations, too_long, length))
+    documents.rejected = len(too_long) if over_long == "reject" else 0
+    if not documents.sources:
+        raise DataError(
+            f"no conversation to train on: {documents.rejected} of {len(conversations)} exceed {length} tokens"
+        )
+    return documents.rows(packing=packing)
+
+
+def _name(conversation: Conversation, i: int) -> str:
+    """How a message refers to a conversation: its place in the data, and where it came from if it says so."""
+    return f"conversation {i}" + (f" ({conversation.id})" if conversation.id else "")
+
+
+def _pieces(template: Template, conversation: Conversation, i: int) -> list[Piece]:
+    """The template's pieces of a conversation; what the template refuses, it refuses by name."""
+    try:
+        return template.pieces(conversation.messages)
+    except DataError as error:
+        raise DataError(f"{_name(conversation, i)}: {error}") from None
+
+
+def _too_long_line(conversations: Sequence[Conversation], too_long: list[tuple[int, int]], length: int) -> str:
+    """One line: how many conversations do not fit, the first of them, and what to do."""
+    first, tokens = too_long[0]
+    return (
+        f"{len(too_long)} of {len(conversations)} conversations exceed the row length of {length} tokens, first "
+        f"{_name(conversations[first], first)} with {tokens}; longest {max(n for _, n in too_long)}. Raise the length, "
+        "or choose over_long='reject' or 'split'"
+    )
 
 
 def plain_text_rows(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, length: int) -> Rows:
