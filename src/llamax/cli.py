@@ -1,0 +1,221 @@
+"""The command line: run notebooks, look at results, build papers.
+
+Every command imports what it needs when it is called, so that `--help` and `status` answer at once. An error that is
+the input's fault is one line on stderr and exit status 2; Ctrl-C is exit status 130.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llamax.errors import LlamaxError, ParameterError, RunError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from llamax.runs import Record
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Llama-X: run research notebooks, look at their results, build papers from them.",
+)
+paper = typer.Typer(no_args_is_help=True, help="Build a paper from recorded results, or check it.")
+pretrain = typer.Typer(no_args_is_help=True, help="Make the models that we ship.")
+data = typer.Typer(no_args_is_help=True, help="Look at data before training on it.")
+app.add_typer(paper, name="paper")
+app.add_typer(pretrain, name="pretrain")
+app.add_typer(data, name="data")
+
+
+def main() -> None:
+    """Entry point of the `llamax` command."""
+    try:
+        app()
+    except LlamaxError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def one_line(error: BaseException) -> str:
+    """The message of `error` on one line."""
+    return " ".join(str(error).split())
+
+
+@app.command()
+def run(
+    direction: Annotated[str, typer.Argument(help="a direction, such as instruction_tuning, or all")],
+    profile: Annotated[str, typer.Option(help="notebooks/profiles/<name>.yaml")] = "nano",
+    seed: Annotated[int, typer.Option(help="seed of data order, initialisation and sampling")] = 0,
+    parameter: Annotated[
+        list[str] | None, typer.Option("-p", "--parameter", help="name=value; the name may be dotted", metavar="K=V")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="compute again what is there")] = False,
+) -> None:
+    """Run a direction's notebook; a run that is there already is returned at once."""
+    from llamax.runs.directions import directions
+
+    overrides = read_overrides(parameter or [])
+    profile, seed = overrides.pop("profile", profile), overrides.pop("seed", seed)
+    if direction != "all":
+        _run_one(direction, profile, overrides, seed, force)
+        return
+    failed = []
+    for name in directions():
+        try:
+            _run_one(name, profile, overrides, seed, force)
+        except LlamaxError as error:
+            print(f"{name}: failed: {one_line(error)}", file=sys.stderr)
+            failed.append(name)
+    if failed or not directions():
+        raise RunError(f"failed: {', '.join(failed)}" if failed else "no notebooks to run in notebooks/")
+
+
+@app.command()
+def status() -> None:
+    """Say of each run whether it is fresh, stale and why, failed, interrupted, running or missing."""
+    from llamax.runs import Store
+
+    rows = Store().status()
+    for row in rows:
+        print(f"{row.direction:20} {row.run or f'{row.profile}-s{row.seed}':24} {row.state:12} {row.why}".rstrip())
+    if not rows:
+        print("no notebooks and no runs")
+
+
+@app.command()
+def results(
+    direction: Annotated[str | None, typer.Argument(help="a direction; all of them when left out")] = None,
+    profile: Annotated[str | None, typer.Option(help="only runs at this profile")] = None,
+    metric: Annotated[str | None, typer.Option(help="only this metric")] = None,
+    json: Annotated[bool, typer.Option("--json", help="as JSON, one object per metric of each run")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="as CSV, one line per metric of each run")] = False,
+) -> None:
+    """Show what complete runs found; of runs with the same parameters, the newest."""
+    from llamax.runs import Store
+
+    store = Store()
+    frame = store.results(direction, profile, metric)
+    if json:
+        print(frame.to_json(orient="records", indent=1))
+    elif csv:
+        print(frame.to_csv(index=False), end="")
+    elif frame.empty:
+        asked = " ".join(part for part in (direction, profile, metric) if part)
+        print(f"no complete run{' for ' + asked if asked else ''}: see `llamax status`")
+    else:
+        fresh = {(row.direction, row.run): row.state == "fresh" for row in store.status()}
+        for (name, run_id), group in frame.groupby(["direction", "run"], sort=False):
+            print(f"\n{name}/{run_id}{'' if fresh.get((name, run_id)) else '  (stale: see `llamax status`)'}")
+            print(table(group))
+
+
+@paper.command("build")
+def paper_build(
+    version: Annotated[str, typer.Argument(help="a folder of papers/, such as 3.0.1")],
+    strict: Annotated[bool, typer.Option("--strict", help="refuse stale results")] = False,
+) -> None:
+    """Make the PDF, the HTML and the LaTeX of a paper."""
+    from llamax.papers.build import build_paper
+
+    built = build_paper(version, strict=strict)
+    for path in built if isinstance(built, list | tuple) else [built]:
+        print(path)
+
+
+@paper.command("check")
+def paper_check(
+    version: Annotated[str, typer.Argument(help="a folder of papers/, such as 3.0.1")],
+    strict: Annotated[bool, typer.Option("--strict", help="refuse stale results")] = False,
+) -> None:
+    """Check a paper's numbers, claims and references without writing anything."""
+    from llamax.papers.build import check_paper
+
+    check_paper(version, strict=strict)
+    print(f"paper {version}: every number, claim and reference holds")
+
+
+@pretrain.command("nano")
+def pretrain_nano(
+    out: Annotated[Path | None, typer.Option(help="folder to write; the one in the package when left out")] = None,
+) -> None:
+    """Make the nano model again, tokenizer included, by its documented recipe."""
+    from llamax.models import nano
+
+    print(nano.pretrain_nano(out or nano.NANO_FOLDER))
+
+
+@data.command("inspect")
+def data_inspect(
+    source: Annotated[str, typer.Argument(help="a named source (data_cards/), a file, a folder or a hub id")],
+    format: Annotated[str, typer.Option(help="alpaca, sharegpt, messages, ...")] = "auto",
+    limit: Annotated[int | None, typer.Option(help="read only so many conversations")] = None,
+) -> None:
+    """Read a source, count what is in it, or name its first faults."""
+    from llamax.data.readers import read
+
+    conversations = read(source, format=format, limit=limit)
+    turns = [message.role for conversation in conversations for message in conversation.messages]
+    counts = ", ".join(f"{turns.count(role)} {role}" for role in dict.fromkeys(turns))
+    print(f"{source}: {len(conversations)} conversations, {len(turns)} messages ({counts})")
+
+
+def read_overrides(pairs: list[str]) -> dict[str, Any]:
+    """`["learning_rate=1e-4", ...]` as a mapping. Raises: ParameterError: a pair without `=`, or a name given twice."""
+    from llamax.runs.parameters import read_value
+
+    overrides: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.strip():
+            raise ParameterError(f"-p {pair!r}: write name=value, such as learning_rate=1e-4")
+        if name.strip() in overrides:
+            raise ParameterError(f"-p {name.strip()}: given twice")
+        overrides[name.strip()] = read_value(text)
+    return overrides
+
+
+def table(frame: "pd.DataFrame") -> str:
+    """Metrics as aligned lines: name, value ± standard error, 95% interval, n, unit."""
+    rows = [("metric", "value", "± s.e.", "95% interval", "n", "unit")]
+    for row in frame.itertuples():
+        known = row.low == row.low and row.low is not None
+        rows.append(
+            (
+                row.metric,
+                _number(row.value),
+                _number(row.standard_error),
+                f"[{_number(row.low)}, {_number(row.high)}]" if known else "",
+                "" if row.n != row.n or row.n is None else f"{row.n:.0f}",
+                row.unit,
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    right = {1, 2, 4}
+    lines = [
+        "  ".join(text.rjust(width) if i in right else text.ljust(width) for i, (text, width) in enumerate(cells))
+        for cells in ([*zip(row, widths, strict=True)] for row in rows)
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or value != value else f"{value:.4g}"
+
+
+def _run_one(direction: str, profile: str, overrides: dict[str, Any], seed: int, force: bool) -> "Record":
+    """Run one direction and say where its record is."""
+    import time
+
+    from llamax.runs.notebook import execute
+    from llamax.runs.store import UNRECORDED
+
+    start = time.perf_counter()
+    record = execute(direction, profile, overrides, seed, force=force)
+    seconds = time.perf_counter() - start
+    where = "runs" if record.profile == UNRECORDED else "results"
+    print(f"{record.status}: {where}/{record.direction}/{record.run} ({len(record.metrics)} metrics, {seconds:.1f} s)")
+    return record
