@@ -1,0 +1,251 @@
+"""From the tree of paper.md to a tree in which every name stands for its value, and every number has a source.
+
+    [nano:full.chat.overall.gain]{.value show=ci digits=1}     a value of the pinned runs
+    [nano:parameters.train.epochs]{.value}                     a fact about them
+    [llamax-7b.mmlu]{.quoted}                                  a number of quoted.yaml, with its citation
+    [tuning-buys]{.claim}                                      a sentence of claims.yaml, with its evidence
+    @fig:gains @tbl:nano @sec:method                           a reference
+    # Results {.results}                                       a section without hand-typed numbers
+
+Faults are collected in the source with their line; nothing is raised before all of them are known.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from llamax.errors import LlamaxError, PaperError
+from llamax.papers import expand, pandoc, show
+from llamax.papers.claims import Verdict, judge_all
+from llamax.papers.evidence import Evidence
+from llamax.papers.pandoc import Node, plain, rewrite, words
+from llamax.papers.source import Lines, Source
+from llamax.papers.typed import typed_numbers
+
+FACTS = ("parameters.", "cost.", "notes.", "provenance.")
+BOUND = ("value", "quoted", "claim")
+REFERENCES = ("fig:", "tbl:", "sec:")
+
+
+def bind(source: Source, evidence: Evidence, work: Path) -> Node:
+    """The bound tree of the paper; figures are drawn into `work`. Faults are added to `source.faults`."""
+    tree = pandoc.parse(source.text)
+    verdicts = judge_all(source, evidence)
+    tree["blocks"] = expand_blocks(tree["blocks"], source, evidence, verdicts, work)
+    labels = number_labels(tree["blocks"], source)
+    return Binder(source, evidence, verdicts, labels).document(tree)
+
+
+def expand_blocks(
+    blocks: list, source: Source, evidence: Evidence, verdicts: dict[str, Verdict], work: Path
+) -> list[Node]:
+    """Replace `.table`, `.figure` and `.claims` blocks by what they stand for, in a div that knows its line."""
+    lines, parts = Lines(source.text), []
+
+    def change(node: Node) -> list[Node] | None:
+        (label, classes, _), content = node["c"] if node["t"] in ("CodeBlock", "Div") else (("", [], []), "")
+        kind = next((name for name in ("table", "figure", "claims") if name in classes), None)
+        if kind is None:
+            return None
+        line = lines.jump(content) if kind != "claims" else source.line(".claims")
+        try:
+            if kind == "claims":
+                markdown = "\n".join(f"{i}. [{name}]{{.claim}}" for i, name in enumerate(verdicts, 1))
+            else:
+                markdown = expand.expand(kind, label, content, source, evidence, work)
+        except (LlamaxError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            source.fault(line, f"{kind} {label}: {error}" if isinstance(error, LlamaxError) else f"{label}: {error!r}")
+            return []
+        parts.append(f"::: {{.expanded line={line}}}\n\n{markdown}\n\n:::\n")
+        return [{"t": "Slot", "c": len(parts) - 1}]
+
+    blocks = rewrite(blocks, change)
+    expanded = pandoc.parse("\n".join(parts))["blocks"]
+    return rewrite(blocks, lambda node: [expanded[node["c"]]] if node["t"] == "Slot" else None)
+
+
+def number_labels(blocks: list, source: Source) -> dict[str, str]:
+    """Label -> what a reference to it says: Figure 1, Table 2, Section 3.1, counted in reading order."""
+    labels: dict[str, str] = {}
+    counts, section = {"Figure": 0, "Table": 0}, [0, 0, 0]
+
+    def count(node: Node) -> None:
+        if node["t"] in counts:
+            counts[node["t"]] += 1
+            add(node["c"][0][0], f"{node['t']} {counts[node['t']]}")
+        elif node["t"] == "Header" and "unnumbered" not in node["c"][1][1]:
+            level = node["c"][0]
+            section[level - 1 :] = [section[level - 1] + 1, 0, 0][: 4 - level]
+            add(node["c"][1][0], "Section " + ".".join(map(str, section[:level])))
+
+    def add(label: str, text: str) -> None:
+        if label in labels:
+            source.fault(source.line(f"#{label}"), f"label {label!r} is given twice")
+        labels[label] = text
+
+    rewrite(blocks, count)
+    return labels
+
+
+class Binder:
+    """Walks the tree in reading order: binds spans, resolves references, and watches for numbers typed by hand."""
+
+    def __init__(self, source: Source, evidence: Evidence, verdicts: dict[str, Verdict], labels: dict[str, str]):
+        self.source, self.evidence, self.verdicts, self.labels = source, evidence, verdicts, labels
+        self.lines = Lines(source.text)
+        self.results = False  # inside a section that may hold no typed number
+        self.fixed: int | None = None  # line of the block that was expanded, for what is not in the source as it is
+        self.before = ""
+
+    def document(self, tree: Node) -> Node:
+        """The bound tree. The abstract obeys the rules of a results section."""
+        meta = dict(tree["meta"])
+        if "abstract" in meta:
+            self.results = True
+            self.lines.jump("abstract:")
+            meta["abstract"] = rewrite([meta["abstract"]], self.node)[0]
+        self.lines.cursor, level = 0, 0
+        self.lines.jump("\n---\n")
+        blocks: list[Node] = []
+        for block in tree["blocks"]:
+            if block["t"] == "Header" and (not level or block["c"][0] <= level):
+                level = block["c"][0] if "results" in block["c"][1][1] else 0
+            self.results = level > 0
+            blocks += rewrite([block], self.node)
+        return {**tree, "meta": meta, "blocks": blocks}
+
+    def node(self, node: Node) -> list[Node] | None:
+        """What replaces one node, or None to go on inside."""
+        handler = getattr(self, f"on_{node['t'].lower()}", None)
+        return handler(node) if handler else None
+
+    def on_str(self, node: Node) -> list[Node]:
+        """A word: in a results section it is no number, unless it is part of a name."""
+        line = self.line(node["c"])
+        self.check(node["c"], line)
+        self.before = node["c"]
+        return [node]
+
+    def on_code(self, node: Node) -> list[Node]:
+        self.check(node["c"][1], self.line(node["c"][1]))
+        return [node]
+
+    def on_math(self, node: Node) -> list[Node]:
+        """A formula may have indices and exponents, and no other digits, in a results section."""
+        line = self.line(node["c"][1])
+        text = "".join(character if character not in "{}\\" else " " for character in node["c"][1])
+        if self.results and any(typed_numbers(word) for word in text.split() if not word.startswith(("_", "^"))):
+            self.source.fault(line, f"hand-typed number in the formula ${node['c'][1]}$: bind it by name")
+        return [node]
+
+    def on_rawinline(self, node: Node) -> list[Node]:
+        self.source.fault(
+            self.line(node["c"][1]), "raw code is not rendered alike in the three formats: write Markdown"
+        )
+        return []
+
+    on_rawblock = on_rawinline
+
+    def on_codeblock(self, node: Node) -> list[Node]:
+        line = self.lines.jump(node["c"][1])
+        self.lines.cursor += len(node["c"][1])
+        if self.results:
+            self.source.fault(line, "a code block in a results section: bind a table or a figure by name")
+        return [node]
+
+    def on_image(self, node: Node) -> list[Node]:
+        if self.fixed is None:
+            self.source.fault(self.line(node["c"][2][0]), "an image is not drawn from results: use a .figure block")
+        return [node]
+
+    def on_note(self, node: Node) -> list[Node]:
+        """A footnote stands elsewhere in the source: it is walked with the cursor there."""
+        cursor, self.lines.cursor = self.lines.cursor, 0
+        long = max(plain(node["c"]).split(), key=len, default="")
+        self.lines.jump(long)
+        self.lines.cursor = max(0, self.lines.cursor - 200)
+        bound = rewrite(node["c"], self.node)
+        self.lines.cursor = cursor
+        return [{"t": "Note", "c": bound}]
+
+    def on_div(self, node: Node) -> list[Node] | None:
+        """What a block was expanded to is walked with that block's line."""
+        (_, classes, attributes), content = node["c"]
+        if "expanded" not in classes:
+            return None
+        self.fixed = int(dict(attributes)["line"])
+        bound = rewrite(content, self.node)
+        self.fixed = None
+        return bound
+
+    def on_cite(self, node: Node) -> list[Node]:
+        """A citation of refs.bib, or a reference to a figure, table or section."""
+        bound: list[Node] = []
+        for cited in node["c"][0]:
+            name = cited["citationId"]
+            line = self.line(f"@{name}")
+            if name.startswith(REFERENCES):
+                if name not in self.labels:
+                    self.source.fault(line, f"unknown reference @{name}: there are {', '.join(self.labels)}")
+                text = self.labels.get(name, "?").replace(" ", "\N{NO-BREAK SPACE}")
+                bound += [{"t": "Space"}, {"t": "Link", "c": [["", [], []], words(text), [f"#{name}", ""]]}]
+            elif name not in self.source.citations:
+                self.source.fault(line, f"missing citation @{name}: not in refs.bib")
+        return bound[1:] if bound else [node]
+
+    def on_span(self, node: Node) -> list[Node] | None:
+        """A span of a bound kind becomes the text of its value."""
+        (_, classes, attributes), content = node["c"]
+        kind = next((kind for kind in BOUND if kind in classes), None)
+        if kind is None:
+            return None
+        name, options = plain(content), dict(attributes)
+        line = self.line(name)
+        try:
+            if unknown := options.keys() - {"show", "digits"}:
+                raise PaperError(f"unknown option {min(unknown)!r} of {name!r}: valid: show, digits")
+            inlines = getattr(self, f"bound_{kind}")(name, options)
+        except (LlamaxError, ValueError) as error:
+            self.source.fault(line, str(error))
+            return words("?")
+        self.before = ""
+        return [{"t": "Span", "c": [["", [kind], [["title", name]]], inlines]}]
+
+    def bound_value(self, name: str, options: dict[str, str]) -> list[Node]:
+        """A metric or a fact of the pinned runs."""
+        digits = int(options["digits"]) if "digits" in options else None
+        path = name.partition(":")[2]
+        if path == "runs" or path.startswith(FACTS):
+            return words(show.fact(self.evidence.fact(name), options.get("show", "value"), digits))
+        return words(show.show(self.evidence.value(name), options.get("show", "ci"), digits))
+
+    def bound_quoted(self, name: str, _options: dict[str, str]) -> list[Node]:
+        """A number from elsewhere, in italics and with its source, so that nobody takes it for ours."""
+        if name not in self.source.quoted:
+            raise PaperError(f"unknown quoted number {name!r}: quoted.yaml has {', '.join(self.source.quoted)}")
+        quote = self.source.quoted[name]
+        mode = {"t": "NormalCitation"}
+        cited: dict[str, Any] = {"citationId": quote.source, "citationPrefix": words("quoted from")}
+        cited |= {"citationSuffix": [], "citationMode": mode, "citationNoteNum": 0, "citationHash": 0}
+        cited["citationPrefix"].append({"t": "Space"})
+        return [{"t": "Emph", "c": words(str(quote.value))}, {"t": "Space"}, {"t": "Cite", "c": [[cited], words("?")]}]
+
+    def bound_claim(self, name: str, _options: dict[str, str]) -> list[Node]:
+        """A claim's sentence and its evidence; one that does not hold says so."""
+        if name not in self.source.claims:
+            raise PaperError(f"unknown claim {name!r}: claims.yaml has {', '.join(self.source.claims)}")
+        if name not in self.verdicts:
+            return words("?")
+        verdict = self.verdicts[name]
+        inlines = words(" ".join(verdict.claim.sentence.split()) + f" ({verdict.evidence()})")
+        refuted = [{"t": "Strong", "c": words("Not supported:")}, {"t": "Space"}]
+        return inlines if verdict.claim.holds else refuted + inlines
+
+    def line(self, word: str) -> int:
+        """The line of the next `word`; of the expanded block while inside one."""
+        return self.lines.at(word) if self.fixed is None else self.fixed
+
+    def check(self, text: str, line: int) -> None:
+        """Note a number typed by hand in a results section."""
+        if self.results:
+            for typed in typed_numbers(text, self.before):
+                self.source.fault(line, f"hand-typed number {typed!r} among results: bind it by name, or quote it")
