@@ -74,8 +74,8 @@ def test_nothing_that_is_not_complete_looks_like_a_result(home):
     assert (store.records(), store.find(run.key), len(store.results())) == ([], None, 0)
     assert states(home) == [("running", "")]
     run.fail(ValueError("boom\nat step 3"))
-    assert states(home) == [("failed", "at step 3")]
-    with pytest.raises(RunError, match=r"complete: the run is over \(failed: at step 3\)"):
+    assert states(home) == [("failed", "ValueError: at step 3")]
+    with pytest.raises(RunError, match=r"complete: the run is over \(failed: ValueError: at step 3\)"):
         run.complete()
     assert not run.folder.exists()
     assert store.results(status="failed")["metric"].tolist() == ["accuracy"]
@@ -144,6 +144,26 @@ def test_however_a_process_ends_the_status_is_true(home, code, status, error):
     else:
         assert states(home) == [(status, error), ("missing", "llamax run toy --profile nano")][: len(rows)]
         assert Store().records() == []
+
+
+@pytest.mark.parametrize(
+    ("cells", "status", "error"),
+    [
+        (["1 / 0", "run.complete()"], "failed", "ZeroDivisionError: division by zero"),
+        (["1 +"], "failed", "SyntaxError: invalid syntax"),
+        (["raise KeyboardInterrupt"], "interrupted", "KeyboardInterrupt"),
+        (["run.complete()", "1 / 0"], "fresh", ""),
+    ],
+)
+def test_a_cell_that_fails_in_a_notebook_ends_the_run(home, cells, status, error):
+    first = "from llamax.runs import begin, parse_parameters\n"
+    first += "run = begin('toy', parse_parameters('toy', 'nano'))\nrun.metric('m', 1.0)"
+    code = "from IPython.core.interactiveshell import InteractiveShell\nshell = InteractiveShell.instance()\n"
+    code += f"for cell in {[first, *cells]!r}: shell.run_cell(cell)\n"
+    subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True)
+    state, why = states(home)[0]
+    assert state == status
+    assert why.startswith(error)
 
 
 def test_status_names_the_input_that_changed(home):
@@ -304,5 +324,7 @@ def test_a_config_without_a_profile_is_recorded_as_chosen_throughout(home):
 
 
 def test_last_line_is_what_a_reader_needs():
-    assert session.last_line(ValueError("a\nb\n")) == "b"
+    assert session.last_line(ValueError("a\nb\n")) == "ValueError: b"
+    assert session.last_line(KeyboardInterrupt()) == "KeyboardInterrupt"
+    assert session.last_line("a\nb") == "b"
     assert session.last_line(KeyError("a")) == "KeyError: 'a'"

@@ -307,9 +307,11 @@ def now() -> str:
 
 
 def last_line(error: BaseException | str) -> str:
-    """What Python prints last for `error`: `Type: message`, its last line when it has several."""
-    text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "unknown error")
+    """The last line of `error`'s message (which ends with the cause where it has several), its type in front."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, str):
+        return lines[-1] if lines else "unknown error"
+    return ": ".join([type(error).__name__, *lines[-1:]])
 
 
 def _clear(scratch: Path, *, everything: bool) -> None:
