@@ -1,0 +1,69 @@
+"""The content of a model as one hash, without loading it and without torch: a part of every run's key."""
+
+import json
+import os
+from pathlib import Path
+
+from filelock import FileLock
+
+from llamax.files import sha256_file, sha256_json, write_atomic
+from llamax.models.source import Source, cache_folder, find
+
+# Everything that changes what a model computes or how its text is cut into tokens; not its README, not our notes.
+PARTS = (
+    "*.safetensors",
+    "*.bin",
+    "*.pth",
+    "*.json",
+    "*.jinja",
+    "*.model",
+    "*.txt",
+)
+NOT_PARTS = {"llamax.json"}
+
+
+def fingerprint(spec: str) -> str:
+    """Hex sha256 of weights, configuration and tokenizer; of id and commit (`main` if unknown) for a hub id.
+
+    Raises: ModelError: as `source.find`.
+    """
+    source = find(spec)
+    if source.kind == "hub" or source.commit:
+        return sha256_json(f"hub:{spec}@{source.commit or 'main'}")
+    return sha256_json({name: file_hash(path) for name, path in sorted(parts(source).items())})
+
+
+def parts(source: Source) -> dict[str, Path]:
+    """Name and path of each file of a local model that counts."""
+    if source.kind == "gguf":
+        return {"model.gguf": source.path}
+    files = {file.name: file for pattern in PARTS for file in source.path.glob(pattern) if file.name not in NOT_PARTS}
+    beside = source.path.parent / "tokenizer.model"
+    if source.kind == "meta" and "tokenizer.model" not in files and beside.is_file():
+        files["tokenizer.model"] = beside
+    return files
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file, remembered under the cache folder by path, size and time of change."""
+    path = path.resolve()
+    status = path.stat()
+    known = cache_folder() / "hashes.json"
+    stamp = [status.st_size, status.st_mtime_ns]
+    entry = _read(known).get(str(path))
+    if entry and entry[:2] == stamp:
+        return entry[2]
+    value = sha256_file(path)
+    known.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{known}.lock"):
+        kept = {name: old for name, old in _read(known).items() if os.path.exists(name)}
+        write_atomic(known, json.dumps(kept | {str(path): [*stamp, value]}))
+    return value
+
+
+def _read(known: Path) -> dict[str, list]:
+    """The remembered hashes; none if the file is missing or damaged, for they can be computed again."""
+    try:
+        return json.loads(known.read_text())
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,56 @@
+import os
+import shutil
+import subprocess
+import sys
+
+from llamax.models import fingerprint as module
+from llamax.models.fingerprint import fingerprint
+from llamax.models.save import save
+
+
+def test_the_hash_is_of_the_content(tiny_model, tiny_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAMAX_CACHE", str(tmp_path / "cache"))
+    folder = save(tiny_model, tiny_tokenizer, tmp_path / "model", notes={"a": 1})
+    first = fingerprint(str(folder))
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    assert fingerprint(str(copy)) == first
+    (copy / "llamax.json").write_text("{}")
+    (copy / "README.md").write_text("words")
+    assert fingerprint(str(copy)) == first
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        content = bytearray((folder / name).read_bytes())
+        content[-3] ^= 1
+        (copy / name).write_bytes(content)
+        assert fingerprint(str(copy)) != first, name
+        shutil.copy(folder / name, copy / name)
+    assert fingerprint(str(copy)) == first
+
+
+def test_a_file_is_hashed_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAMAX_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"abc")
+    os.utime(file, ns=(10**18, 10**18))
+    first = fingerprint(str(file))
+    monkeypatch.setattr(module, "sha256_file", lambda path: "hashed again")
+    assert fingerprint(str(file)) == first
+    os.utime(file, ns=(10**18, 2 * 10**18))
+    assert fingerprint(str(file)) != first
+    (tmp_path / "cache" / "hashes.json").write_text("damaged")
+    assert fingerprint(str(file)) != first
+
+
+def test_a_hub_id_is_hashed_with_its_commit(tiny_model, tiny_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    unknown = fingerprint("org/name")
+    assert unknown == fingerprint("org/name") != fingerprint("org/other")
+    folder = tmp_path / "hub" / "models--org--name"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("abc123")
+    save(tiny_model, tiny_tokenizer, folder / "snapshots" / "abc123")
+    assert fingerprint("org/name") != unknown
+
+
+def test_it_does_not_import_torch():
+    code = "import sys, llamax.models.fingerprint; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
