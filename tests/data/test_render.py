@@ -248,6 +248,16 @@ def test_alpaca_writes_the_prompts_of_stanford_alpaca(tiny_tokenizer):
     )
 
 
+@pytest.mark.parametrize("family", TOKENIZERS)
+def test_no_space_creeps_in_between_prompt_and_answer(family):
+    """SentencePiece puts a space before a text that stands alone; an answer continues its prompt."""
+    tokenizer = TOKENIZERS[family]
+    ids = render(
+        Conversation(messages=(user("Say it."), assistant("yes"))), tokenizer, get_template("alpaca", tokenizer)
+    )
+    assert tokenizer.decode(ids.input_ids).endswith("### Response:yes</s>")
+
+
 def test_vicuna_writes_the_prompt_of_fastchat(tiny_tokenizer):
     template = get_template("vicuna", tiny_tokenizer)
     ids = render_prompt([user("Hi"), assistant("Hello"), user("Bye")], tiny_tokenizer, template)
