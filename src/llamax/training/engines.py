@@ -126,6 +126,10 @@ class DeepSpeedEngine:
     def __init__(self, model: nn.Module, objective: Objective, config: TrainConfig):
         import deepspeed
 
+        if deepspeed.get_accelerator().device_name() == "cpu":
+            # Its shared-memory collectives would be compiled at the first start (a minute, and only with a compiler)
+            # and leave segments behind after kill -9; gloo serves.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.config = config
         self.engine, *_ = deepspeed.initialize(
             model=ObjectiveModule(model, objective),

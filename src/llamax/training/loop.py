@@ -36,15 +36,15 @@ def fit(
 
     The loss of a step is the sum over the supervised tokens of all ranks and micro-batches, divided by their number.
     A model to be trained with LoRA comes with its adapters on (`lora.apply_lora`). Under DeepSpeed every rank calls
-    this, and afterwards the model holds whatever ZeRO leaves in it (`launch.whole_state`).
+    this, and afterwards the model holds whatever ZeRO leaves in it (`worker.whole_model`).
 
     meta: what else a checkpoint must share with this run to be resumed (fingerprints of model and template).
     Raises: TrainingError, CheckpointError, DiskFullError.
     """
     steps = count_steps(rows, config)
     assert_adapters(model, config)
-    seed_everything(config.seed)
     engine = make_engine(model, objective, config)
+    seed_everything(config.seed + engine.rank)
     checkpoints = Checkpoints(Path(out) / "checkpoints", identity(rows, config, meta), config.keep_checkpoints)
     done = checkpoints.resume(engine)
     resumed_from = len(done)
@@ -116,12 +116,10 @@ def identity(rows: Rows, config: TrainConfig, meta: dict[str, Any] | None) -> di
 
 def assert_adapters(model: nn.Module, config: TrainConfig) -> None:
     """LoRA is trained if and only if it was asked for. Raises: TrainingError."""
-    frozen = any(not parameter.requires_grad for parameter in model.parameters())
-    if frozen != bool(config.lora):
-        has, asks = ("has" if frozen else "has no"), ("asks for" if config.lora else "has no")
-        raise TrainingError(
-            f"the model {has} frozen weights and the config {asks} lora: apply_lora goes with config.lora"
-        )
+    adapters = hasattr(model, "peft_config")
+    if adapters != bool(config.lora):
+        has, asks = ("has" if adapters else "has no"), ("asks" if config.lora else "does not ask")
+        raise TrainingError(f"the model {has} adapters but the config {asks} for lora: apply_lora goes with it")
 
 
 def assert_finite(loss: float, grad_norm: float, step: int) -> None:

@@ -43,5 +43,5 @@ class ObjectiveModule(nn.Module):
         self.objective = objective
 
     def forward(self, batch_type: type[tuple], *fields: Tensor) -> tuple[Tensor, int]:
-        """`fields` of a `batch_type` apart, because DeepSpeed rebuilds tuples it finds and cannot rebuild a named one."""
+        """`fields` of a `batch_type`, apart because DeepSpeed rebuilds the tuples it finds and fails on named ones."""
         return self.objective(self.model, batch_type(*fields))

@@ -1,0 +1,145 @@
+"""Start a training job on many ranks from one process (a notebook cell, say) and follow it. Needs no torch itself."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from llamax.errors import LaunchError
+from llamax.files import write_atomic
+from llamax.training.config import Job
+from llamax.training.history import History, StepMetrics
+
+OnStep = Callable[[StepMetrics], None]
+POLL_SECONDS = 0.2
+GRACE_SECONDS = 10
+
+
+def train(job: Job, *, on_step: OnStep | None = None) -> History:
+    """Run a job where it belongs: engine `torch` in this process, `deepspeed` on ranks of its own."""
+    if job.train.engine == "deepspeed":
+        return launch(job, on_step=on_step)
+    from llamax.training.worker import run_job
+
+    return run_job(job, on_step=on_step)
+
+
+def launch(job: Job, *, on_step: OnStep | None = None) -> History:
+    """Run a job with DeepSpeed's launcher; call `on_step` here for every step that rank 0 finishes.
+
+    The output of all ranks goes to `out/ranks/log.txt`. Interrupted, or with this process gone, no rank lives on.
+    Raises: LaunchError: the port is taken, or a rank failed; then it ends with the traceback of the rank that failed
+    first.
+    """
+    port = _check_port(job.port) if job.port else free_port()
+    folder = Path(job.out).resolve() / "ranks"
+    shutil.rmtree(folder, ignore_errors=True)
+    write_atomic(folder / "job.json", job.model_copy(update={"out": str(folder.parent)}).model_dump_json())
+    with open(folder / "log.txt", "wb") as log, _ranks(_command(job, folder, port), _environment(job), log) as process:
+        steps = _new_steps(folder / "steps.jsonl")
+        running = True
+        while running:
+            running = process.poll() is None
+            for metrics in next(steps):
+                if on_step:
+                    on_step(metrics)
+            if running:
+                time.sleep(POLL_SECONDS)
+    if process.returncode or not (folder / "history.json").exists():
+        raise LaunchError(_first_failure(folder, process.returncode))
+    return History.from_json((folder / "history.json").read_text())
+
+
+def _command(job: Job, folder: Path, port: int) -> list[str]:
+    """The launcher's command line. On one machine ranks follow our life through their standard input."""
+    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--master_port", str(port)]
+    visible = [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
+    if job.hostfile:
+        command += ["--hostfile", job.hostfile]
+    elif visible:  # --num_gpus would take the first devices of the machine, whoever they belong to
+        command += ["--hostfile", os.devnull, "--include", "localhost:" + ",".join(visible[: job.train.ranks])]
+    else:
+        command += ["--hostfile", os.devnull, "--num_gpus", str(job.train.ranks)]
+    command += ["--module", "--no_local_rank", "llamax.training.worker", str(folder / "job.json")]
+    return command if job.hostfile else [*command, "--parent-on-stdin"]
+
+
+def _environment(job: Job) -> dict[str, str]:
+    """This process's environment, with the cores shared out and DeepSpeed told where there is no GPU."""
+    environment = dict(os.environ)
+    cores = len(os.sched_getaffinity(0))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // job.train.ranks)))
+    if not shutil.which("nvidia-smi"):
+        environment.setdefault("DS_ACCELERATOR", "cpu")
+    return environment
+
+
+@contextlib.contextmanager
+def _ranks(command: list[str], environment: dict[str, str], log) -> Iterator[subprocess.Popen]:
+    """The launcher and its ranks as one process group, none of which outlives the block."""
+    process = subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_SECONDS)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.stdin.close()
+        process.wait()
+
+
+def _new_steps(file: Path) -> Iterator[list[StepMetrics]]:
+    """Each time it is asked: the complete lines that were added to `file` since."""
+    position = 0
+    while True:
+        lines = []
+        if file.exists():
+            with open(file, "rb") as stream:
+                stream.seek(position)
+                whole, newline, _ = stream.read().rpartition(b"\n")
+            position += len(whole) + len(newline)
+            lines = whole.splitlines()
+        yield [StepMetrics(*json.loads(line)) for line in lines]
+
+
+def _first_failure(folder: Path, status: int) -> str:
+    """Message of the `LaunchError`: what the earliest failing rank said, or the log's end if none could speak."""
+    errors = [(json.loads(file.read_text()), file) for file in folder.glob("error-*.json")]
+    if errors:
+        error, file = min(errors, key=lambda pair: pair[0]["time"])
+        rank = file.stem.removeprefix("error-")
+        return f"rank {rank} failed (all output: {folder / 'log.txt'}); its traceback:\n{error['traceback'].rstrip()}"
+    tail = "\n".join((folder / "log.txt").read_text(errors="replace").splitlines()[-15:])
+    return f"the ranks ended with status {status} and no traceback (killed, out of memory?); end of the log:\n{tail}"
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+def _check_port(port: int) -> int:
+    """`port`, if it can be listened on. Raises: LaunchError."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise LaunchError(
+                f"port {port} cannot be used ({error.strerror}): give another, or none to have one chosen"
+            ) from None
+    return port

@@ -1,0 +1,122 @@
+"""One rank of a training job: load, train, save. In this process (`run_job`), or started by `launch` as a module.
+
+A rank that fails leaves its own traceback in `out/ranks/`, so that the launcher need not guess which of the many
+complaints that follow one failure was the first.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from llamax.data.packing import Rows
+from llamax.errors import TrainingError
+from llamax.files import write_atomic
+from llamax.training.checkpoint import seed_everything
+from llamax.training.config import Job, TrainConfig
+from llamax.training.engines import DTYPES
+from llamax.training.history import History, StepMetrics
+from llamax.training.loop import fit
+from llamax.training.lora import apply_lora, merge_lora
+
+
+def run_job(job: Job, *, on_step: Callable[[StepMetrics], None] | None = None) -> History:
+    """Train `job.model` on `job.rows` and save the result, adapters merged, under `out/model`.
+
+    Raises: ModelError, DataError, TrainingError, CheckpointError, DiskFullError.
+    """
+    from llamax.models.fingerprint import fingerprint
+    from llamax.models.load import load
+    from llamax.models.save import save
+
+    config = job.train
+    rows = Rows.load(job.rows)
+    dtype = torch.float32 if config.engine == "torch" else DTYPES[config.precision]  # DeepSpeed's masters start there
+    model, tokenizer = load(job.model, dtype=dtype, pad_token=job.pad_token)
+    if config.lora:
+        seed_everything(config.seed)
+        model = apply_lora(model, config.lora)
+    meta = {"model": fingerprint(job.model), "template": job.template}
+    history = fit(model, rows, config, job.out, pad_id=tokenizer.pad_token_id, on_step=on_step, meta=meta)
+    plain = whole_model(model, config)
+    if plain is not None:
+        notes = meta | {"train": config.model_dump(mode="json"), "steps": len(history.steps), "rows": rows.fingerprint}
+        save(plain, tokenizer, Path(job.out) / "model", notes=notes)
+    return history
+
+
+def whole_model(model: nn.Module, config: TrainConfig) -> nn.Module | None:
+    """The trained model in one piece, adapters merged, on rank 0; None elsewhere. Every rank must call it."""
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        state = gather_parameters(model)
+        model = rebuild(model, state, config) if state is not None else None
+    elif torch.distributed.is_initialized() and torch.distributed.get_rank():
+        return None
+    return merge_lora(model) if model is not None and config.lora else model
+
+
+def gather_parameters(model: nn.Module) -> dict[str, torch.Tensor] | None:
+    """Whole parameters by name, on the CPU of rank 0, gathered one at a time; None on other ranks."""
+    from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+
+    state = {}
+    for name, parameter in model.named_parameters():
+        with GatheredParameters([parameter]):
+            if torch.distributed.get_rank() == 0:
+                state[name] = parameter.detach().cpu().clone()
+    return state if torch.distributed.get_rank() == 0 else None
+
+
+def rebuild(model: nn.Module, state: dict[str, torch.Tensor], config: TrainConfig) -> nn.Module:
+    """An unsharded model like `model` with these parameters. Raises: TrainingError: one is missing."""
+    base = model.get_base_model() if config.lora else model
+    whole = type(base)(base.config).to(next(iter(state.values())).dtype)
+    if config.lora:
+        whole = apply_lora(whole, config.lora)
+    names = {name for name, _ in whole.named_parameters()}
+    if names != set(state):
+        raise TrainingError(f"cannot save: sharded and whole model differ in {sorted(names ^ set(state))[:3]}")
+    whole.load_state_dict(state, strict=False)  # tied names and buffers are not parameters of their own
+    return whole
+
+
+def main(job_file: str, *, parent_on_stdin: bool) -> None:
+    """Run the job as the rank that the launcher's environment names; exit status 1 and a traceback file on failure."""
+    if parent_on_stdin:
+        threading.Thread(target=_exit_with_parent, daemon=True).start()
+    rank = int(os.environ["RANK"])
+    job = Job.parse(json.loads(Path(job_file).read_text()), job_file)
+    folder = Path(job.out) / "ranks"
+    try:
+        if (world := int(os.environ["WORLD_SIZE"])) != job.train.ranks:
+            raise TrainingError(f"the launcher started {world} ranks, the job has ranks = {job.train.ranks}")
+        if rank == 0:
+            with open(folder / "steps.jsonl", "w", buffering=1) as steps:
+                history = run_job(job, on_step=lambda metrics: steps.write(json.dumps(metrics) + "\n"))
+            write_atomic(folder / "history.json", history.to_json())
+        else:
+            run_job(job)
+    except BaseException:
+        text = traceback.format_exc()
+        print(text, file=sys.stderr, flush=True)
+        write_atomic(folder / f"error-{rank}.json", json.dumps({"time": time.time(), "traceback": text}))
+        os._exit(1)  # not sys.exit: leaving a process group in good order can wait for ranks that are gone
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _exit_with_parent() -> None:
+    """Wait on the pipe that the launching process holds open; when that process is gone, however it went, so are we."""
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], parent_on_stdin="--parent-on-stdin" in sys.argv)

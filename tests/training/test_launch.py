@@ -1,0 +1,125 @@
+"""Ranks started from this process: followed while they run, quoted when they fail, gone when we are."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+
+import psutil
+import pytest
+from training_cases import new_config, new_rows
+
+from llamax.errors import LaunchError
+from llamax.training import launch as launcher
+from llamax.training.config import Job
+from llamax.training.history import StepMetrics
+from llamax.training.launch import free_port, launch, train
+
+
+def new_job(tmp_path, tiny_model, tiny_tokenizer, **changes):
+    """A two-rank ZeRO-3 job over a saved tiny model and saved rows."""
+    from llamax.models.save import save
+
+    model = str(save(tiny_model, tiny_tokenizer, tmp_path / "base"))
+    rows = str(new_rows(length=64).save(tmp_path / "rows"))
+    config = new_config(engine="deepspeed", ranks=2, zero_stage=3, max_steps=3)
+    values = {"model": model, "rows": rows, "train": config, "out": str(tmp_path / "out"), "template": "aa"}
+    return Job(**values | changes)
+
+
+def test_an_occupied_port_is_said_before_anything_starts(tmp_path):
+    job = Job(model="nowhere", rows="nowhere", train=new_config(), out=str(tmp_path / "out"), template="")
+    with socket.socket() as occupied:
+        occupied.bind(("", 0))
+        occupied.listen()
+        port = occupied.getsockname()[1]
+        with pytest.raises(LaunchError, match=f"port {port} cannot be used .*already in use.*: give another"):
+            launch(job.model_copy(update={"port": port}))
+    assert not (tmp_path / "out").exists()
+    assert 1024 <= free_port() <= 65535
+
+
+def test_only_whole_lines_are_reported(tmp_path):
+    file = tmp_path / "steps.jsonl"
+    steps = launcher._new_steps(file)
+    first, second = StepMetrics(0, 2.0, 1e-3, 1.0, 10, 5, 0.1), StepMetrics(1, 1.5, 1e-3, 1.0, 10, 5, 0.1)
+    assert next(steps) == []
+    half = json.dumps(second)
+    file.write_text(json.dumps(first) + "\n" + half[:9])
+    assert next(steps) == [first]
+    assert next(steps) == []
+    with open(file, "a") as stream:
+        stream.write(half[9:] + "\n")
+    assert next(steps) == [second]
+
+
+def test_the_earliest_failure_is_the_one_quoted(tmp_path):
+    for rank, when, text in [(0, 2.0, "ConnectionReset: peer is gone\n"), (3, 1.0, "ValueError: the cause\n")]:
+        (tmp_path / f"error-{rank}.json").write_text(json.dumps({"time": when, "traceback": text}))
+    message = launcher._first_failure(tmp_path, 1)
+    assert message.startswith("rank 3 failed") and message.endswith("ValueError: the cause")
+
+
+def test_ranks_killed_without_a_word_are_told_by_the_log(tmp_path):
+    (tmp_path / "log.txt").write_text("loading\nexits with return code = -9\n")
+    assert launcher._first_failure(tmp_path, 247).endswith("loading\nexits with return code = -9")
+
+
+def test_visible_devices_are_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7,9")
+    job = Job(model="m", rows="r", train=new_config(engine="deepspeed", ranks=2), out="o", template="")
+    command = launcher._command(job, tmp_path, 1234)
+    assert "localhost:5,7" in command and "--num_gpus" not in command
+
+
+def test_launched_job_is_followed_and_saved(tmp_path, tiny_model, tiny_tokenizer):
+    from llamax.models.load import load
+    from llamax.models.save import read_notes
+
+    job, seen = new_job(tmp_path, tiny_model, tiny_tokenizer), []
+    history = launch(job, on_step=seen.append)
+    assert list(history.steps) == seen and len(seen) == 3
+    alone = job.model_copy(update={"train": new_config(max_steps=3), "out": str(tmp_path / "alone")})
+    expected = train(alone)
+    assert history.losses == pytest.approx(expected.losses, rel=1e-5)
+    ours, theirs = load(str(tmp_path / "out" / "model")), load(str(tmp_path / "alone" / "model"))
+    for one, two in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
+        assert one.shape == two.shape and (one - two).abs().max() < 1e-5
+    notes = read_notes(tmp_path / "out" / "model")
+    assert notes["template"] == "aa" and notes["steps"] == 3 and notes["train"]["zero_stage"] == 3
+
+
+@pytest.mark.slow
+def test_failing_rank_is_quoted(tmp_path, tiny_model, tiny_tokenizer):
+    job = new_job(tmp_path, tiny_model, tiny_tokenizer, model=str(tmp_path / "nothing here"))
+    with pytest.raises(LaunchError, match=r"rank [01] failed") as error:
+        launch(job)
+    assert "Traceback" in str(error.value)
+    assert "nothing here" in str(error.value).splitlines()[-1] and "ModelError" in str(error.value).splitlines()[-1]
+    assert not (tmp_path / "out" / "model").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_no_rank_outlives_the_launching_process(tmp_path, tiny_model, tiny_tokenizer, end):
+    config = new_config(engine="deepspeed", ranks=2, zero_stage=3, epochs=10_000)
+    job = new_job(tmp_path, tiny_model, tiny_tokenizer, train=config)
+    (tmp_path / "job.json").write_text(job.model_dump_json())
+    code = f"""
+        import json
+        from llamax.training.config import Job
+        from llamax.training.launch import launch
+        launch(Job.parse(json.load(open({str(tmp_path / "job.json")!r}))), on_step=lambda m: print(m.step, flush=True))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "0\n"
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert len(family) >= 4  # runner, launcher, two ranks
+        os.kill(process.pid, end)
+        process.wait(30)
+        _, alive = psutil.wait_procs(family, timeout=30)
+    assert not alive
