@@ -1,5 +1,7 @@
 """Packing: every document in exactly one row, targets counted right, neighbours invisible to each other."""
 
+import resource
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ from llamax.data.packing import (
 )
 from llamax.data.render import render
 from llamax.data.templates import get_template
-from llamax.errors import DataError
+from llamax.errors import DataError, DiskFullError
 
 
 def best_fit_by_search(lengths: list[int], capacity: int) -> list[list[int]]:
@@ -161,6 +163,20 @@ def test_a_folder_without_rows_is_one_clear_line(tmp_path):
     with pytest.raises(DataError, match="no packed rows here") as caught:
         Rows.load(tmp_path / "nothing")
     assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path):
+    folder = make_rows(documents_of([3, 4]), length=10).save(tmp_path / "rows")
+    before = Rows.load(folder).fingerprint
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(DiskFullError, match="no disk space to write"):
+            make_rows(documents_of([2000] * 20), length=2000).save(folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert Rows.load(folder).fingerprint == before
+    assert [path.name for path in tmp_path.iterdir()] == ["rows"]
 
 
 def test_plain_text_is_bos_text_eos_with_everything_but_bos_supervised(tiny_tokenizer):

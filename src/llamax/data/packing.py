@@ -170,7 +170,7 @@ class Rows:
         facts = {"length": self.length, "rejected": self.rejected, "split": self.split, "sha256": self.fingerprint}
         with atomic_folder(folder) as work:
             for name, array in self._arrays().items():
-                np.save(work / f"{name}.npy", array)
+                _save_array(work / f"{name}.npy", array)
             (work / "rows.json").write_text(json.dumps(facts, indent=1) + "\n")
         return Path(folder)
 
@@ -190,6 +190,16 @@ class Rows:
             raise DataError(f"{folder}: packed rows are damaged (their checksum differs); build them again")
         flat, starts = arrays.pop("members"), arrays.pop("row_offsets")
         return cls(**arrays, members=np.split(flat, starts[1:-1]) if len(starts) > 1 else [], **facts)
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    """Write a one-dimensional array as `np.save` does, but so that a full disk is an error with its reason.
+
+    `np.save` goes through `ndarray.tofile`, whose OSError has no errno.
+    """
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(np.ascontiguousarray(array).view(np.uint8).data)
 
 
 def _fingerprint(arrays: dict[str, np.ndarray], length: int) -> str:
@@ -328,7 +338,8 @@ class Batch(NamedTuple):
 
     Pass `input_ids` and `position_ids` to the model with `use_cache=False` and no attention mask: with a cache,
     transformers (5.23, `masking_utils._preprocess_mask_arguments`) no longer looks for documents in the positions, and
-    they would see each other.
+    they would see each other. Attention must be eager, sdpa or flex; flash attention finds the documents in batches of
+    one row only (`modeling_flash_attention_utils._is_packed_sequence`).
     """
 
     input_ids: torch.Tensor  # int64
