@@ -1,5 +1,6 @@
 """Start a training job on many ranks from one process (a notebook cell, say) and follow it. Needs no torch itself."""
 
+import base64
 import contextlib
 import json
 import os
@@ -58,17 +59,20 @@ def launch(job: Job, *, on_step: OnStep | None = None) -> History:
 
 
 def _command(job: Job, folder: Path, port: int) -> list[str]:
-    """The launcher's command line. On one machine ranks follow our life through their standard input."""
-    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--master_port", str(port)]
-    visible = [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
+    """DeepSpeed's launcher for this machine, or its runner, which starts one on each machine of the hostfile.
+
+    On this machine the ranks follow our life through their standard input, which they inherit.
+    """
+    worker = ["--module", "--no_local_rank", "llamax.training.worker", str(folder / "job.json")]
+    python = [sys.executable, "-m"]
     if job.hostfile:
-        command += ["--hostfile", job.hostfile]
-    elif visible:  # --num_gpus would take the first devices of the machine, whoever they belong to
-        command += ["--hostfile", os.devnull, "--include", "localhost:" + ",".join(visible[: job.train.ranks])]
-    else:
-        command += ["--hostfile", os.devnull, "--num_gpus", str(job.train.ranks)]
-    command += ["--module", "--no_local_rank", "llamax.training.worker", str(folder / "job.json")]
-    return command if job.hostfile else [*command, "--parent-on-stdin"]
+        runner = ["deepspeed.launcher.runner", "--hostfile", job.hostfile, "--master_port", str(port)]
+        return python + runner + worker
+    visible = [int(device) for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
+    devices = visible[: job.train.ranks] or list(range(job.train.ranks))
+    world = base64.urlsafe_b64encode(json.dumps({"localhost": devices}).encode()).decode()
+    launcher = ["deepspeed.launcher.launch", f"--world_info={world}", "--master_addr=127.0.0.1"]
+    return [*python, *launcher, f"--master_port={port}", *worker, "--parent-on-stdin"]
 
 
 def _environment(job: Job) -> dict[str, str]:

@@ -114,7 +114,7 @@ def main(job_file: str, *, parent_on_stdin: bool) -> None:
 
 def _exit_with_parent() -> None:
     """Wait on the pipe that the launching process holds open; when that process is gone, however it went, so are we."""
-    sys.stdin.buffer.read()
+    os.read(0, 1)  # not sys.stdin: a thread that holds its lock makes Python abort at exit
     os._exit(1)
 
 
