@@ -91,3 +91,8 @@ def test_table_shows_points():
     shown = analysis.table([metric, metric._replace(name="full.forgetting", unit="nats/token", value=0.5)])
     assert shown.loc["full.a.gain", "value"] == 12.5
     assert list(shown.index) == ["full.a.gain"]
+
+
+def test_means_pool_replicates_and_count_items_once(items):
+    shown = analysis.means(items)
+    assert shown.loc[("chat", "a"), ["base", "full", "items"]].tolist() == [0.5, 0.75, 4]

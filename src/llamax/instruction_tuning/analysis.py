@@ -92,6 +92,13 @@ def protocols(items: pd.DataFrame) -> list[str]:
     return ["" if name == "lm-eval" else name for name in names]
 
 
+def means(items: pd.DataFrame) -> pd.DataFrame:
+    """Mean outcome per protocol and task (rows) and method (columns), replicates pooled, and the number of items."""
+    shown = items.pivot_table(index=["protocol", "task"], columns="method", values="outcome", sort=False)
+    counts = items[items.method == "base"].groupby(["protocol", "task"], sort=False).item.count()
+    return shown.assign(items=counts).round(3)
+
+
 def table(found: list[Metric], kind: str = "gain") -> pd.DataFrame:
     """Metrics whose name ends in `kind`, as percentage points (or nats per token) with their interval."""
     rows = {}

@@ -127,6 +127,8 @@ class Study:
         if not (folder / "done").exists():
             curve = pd.DataFrame() if arm.method == "base" else self._train(arm, folder)
             loaded = self._load(arm, folder)
+            tokens = int(curve.tokens.sum()) if len(curve) else 0
+            self.run.cost(tokens=tokens, flops=6.0 * loaded.model.num_parameters() * tokens)  # Kaplan et al. 2020
             parts = dict(zip(names, (self._evaluate(arm, loaded), curve, self._answer(arm, loaded)), strict=True))
             del loaded
             gc.collect()
@@ -167,7 +169,13 @@ class Study:
         if wanted.suite == "nano":
             items = world_items(wanted.limits)
             parts = [
-                nano.evaluate(*loaded, items, protocol=p, template=self.template, batch_size=wanted.batch_size)
+                nano.evaluate(
+                    *loaded,
+                    items,
+                    protocol=p,
+                    template=self.template if p == "chat" else None,
+                    batch_size=wanted.batch_size,
+                )
                 for p in progress_over(wanted.protocols, f"evaluate {arm.name}")
             ]
             frame = pd.concat([part.assign(protocol=p) for part, p in zip(parts, wanted.protocols, strict=True)])
@@ -186,7 +194,8 @@ class Study:
         """Nats per token of each held-out document, cut to the row length; none of them is in any training text."""
         texts = held_out_texts()[: self.config.evaluation.text_documents]
         rows = plain_text_rows(texts, loaded.tokenizer, length=self.config.data.length)
-        losses = text_loss(loaded.model, rows, loaded.tokenizer.pad_token_id).per_document
+        measured = text_loss(loaded.model, rows, loaded.tokenizer.pad_token_id)
+        losses = measured.input_nats / measured.input_tokens
         names = [f"text-{number:04d}" for number in range(len(losses))]
         return pd.DataFrame(
             {"item": names, "task": analysis.TEXT, "protocol": "text", "outcome": losses, "cluster": names}
@@ -211,10 +220,6 @@ class Study:
     def show_answers(self) -> pd.DataFrame:
         """One row per prompt, one column per arm."""
         return self.answers.pivot(index="prompt", columns="arm", values="answer")
-
-    def _flops(self, tokens: int) -> float:
-        """Training FLOPs, 6 per parameter and token (Kaplan et al. 2020, without the attention term)."""
-        return 6.0 * self.parameters * tokens
 
 
 def world_items(limits: dict[str, int | None]) -> list:
