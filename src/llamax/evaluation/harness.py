@@ -1,0 +1,298 @@
+"""Public benchmarks through lm-eval: its task definitions (prompts, shots, filters, metrics), our decoding and scoring.
+
+`Backend` is an `lm_eval` model, so that any of its tasks can run on it. `evaluate_tasks` runs MMLU, GSM8K and
+TruthfulQA from local files or the hub and returns an outcome per item.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lm_eval
+import lm_eval.tasks
+import numpy as np
+import pandas as pd
+from lm_eval import utils
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.samplers import FirstNSampler
+from lm_eval.api.task import ConfigurableTask, Task
+from lm_eval.defaults import DEFAULT_OTHER_SEED
+from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normalize_gen_kwargs
+from lm_eval.tasks._index import Kind
+from lm_eval.tasks._yaml_loader import load_yaml
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from llamax.errors import ParameterError
+from llamax.evaluation.benchmarks import dataset_loader
+from llamax.generation.decode import generate
+from llamax.generation.score import score_choices
+
+# Where lm-eval keeps each task: indexing these folders takes a moment, indexing all of its 10,000 tasks many seconds.
+FOLDERS = {"mmlu": "mmlu/default", "gsm8k": "gsm8k", "truthfulqa_mc1": "truthfulqa", "truthfulqa_mc2": "truthfulqa"}
+MAX_NEW_TOKENS = 256  # lm-eval's own default for tasks that generate and name no number
+
+
+class Backend(TemplateLM):
+    """An lm-eval model on `llamax.generation`: contexts encoded once, whatever the number of choices or shared shots.
+
+    Encodes, cuts and stops as lm-eval's own `hf` backend does, so that item by item both give the same outcomes (fp32).
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_size: int = 32,
+        progress: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model, self.tokenizer = model, tokenizer
+        self.batch_size, self.progress = batch_size, progress
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.tokenizer.eos_token_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What an empty context is replaced by: BOS, or EOS where there is none."""
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else bos
+
+    @property
+    def max_length(self) -> int:
+        return self.model.config.max_position_embeddings
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        if add_special_tokens is None:
+            # The tokenizer decides about BOS, but never puts it there twice.
+            begun = has_bos_prefix(string, self.tokenizer.decode([self.prefix_token_id]))
+            return self.tokenizer.encode(string, **({"add_special_tokens": False} if begun else {}))
+        return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
+
+    def _loglikelihood_tokens(self, requests: list, **kwargs: Any) -> list[tuple[float, bool]]:
+        """Score `(text pair, context ids, continuation ids)`; too long a context loses its beginning."""
+        contexts: dict[tuple[int, ...], dict[tuple[int, ...], int]] = {}
+        places = []
+        for _, context, continuation in requests:
+            room = self.max_length + 1 - len(continuation)
+            choices = contexts.setdefault(tuple(context[-room:]), {})
+            places.append((tuple(context[-room:]), choices.setdefault(tuple(continuation), len(choices))))
+        pairs = [(list(context), [list(c) for c in choices]) for context, choices in contexts.items()]
+        scored = score_choices(self.model, pairs, batch_size=self.batch_size, progress=self.progress)
+        by_context = dict(zip(contexts, scored, strict=True))
+        return [tuple(by_context[context][place]) for context, place in places]
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+        """Log-likelihood of whole texts, in disjoint windows that each see as much context as fits."""
+        windows, owners = [], []
+        for owner, request in enumerate(requests):
+            for window in utils.get_rolling_token_windows(
+                token_list=self.tok_encode(request.args[0]),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            ):
+                windows.append((None, *utils.make_disjoint_window(window)))
+                owners.append(owner)
+        values = [value for value, _ in self._loglikelihood_tokens(windows)]
+        return np.bincount(owners, weights=values, minlength=len(requests)).tolist()
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        texts = [""] * len(requests)
+        groups: dict[str, list[int]] = {}
+        for place, request in enumerate(requests):
+            groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(place)
+        for places in groups.values():
+            answers = self._generate([requests[place].args[0] for place in places], requests[places[0]].args[1])
+            for place, text in zip(places, answers, strict=True):
+                texts[place] = text
+        return texts
+
+    def _generate(self, contexts: list[str], settings: dict[str, Any]) -> list[str]:
+        settings = normalize_gen_kwargs(settings, MAX_NEW_TOKENS)
+        eos = self.tokenizer.decode([self.eot_token_id])
+        until = handle_stop_sequences(settings.get("until"), eos=eos)
+        room = self.max_length - settings["max_gen_toks"]
+        if room < 1:
+            raise ParameterError(
+                f"max_gen_toks={settings['max_gen_toks']} leaves no room in a window of {self.max_length}"
+            )
+        answers = generate(
+            self.model,
+            self.tokenizer,
+            [self.tok_encode(context)[-room:] for context in contexts],
+            max_new_tokens=settings["max_gen_toks"],
+            stop_strings=until,
+            temperature=settings.get("temperature", 0.0),
+            top_p=settings.get("top_p", 1.0),
+            batch_size=self.batch_size,
+            progress=self.progress,
+        )
+        return [answer.text for answer in answers]
+
+
+def evaluate_tasks(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: dict[str, int | None],
+    *,
+    shots: int = 5,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    seed: int = 0,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Run benchmarks; one row per item and metric.
+
+    Args:
+        tasks: name (mmlu, gsm8k, truthfulqa_mc1, truthfulqa_mc2) -> how many items, None for all. A part is drawn by
+            `seed`, spread over the whole, for MMLU over all subjects; the same seed and number are the same items.
+        shots: worked examples in the prompt; TruthfulQA always has its own fixed preamble and no others.
+        max_new_tokens: cap of a generated answer; another value than lm-eval's 256 is another protocol.
+
+    Returns: columns item, task, metric, outcome, cluster (MMLU: the subject; else the item), no text of the benchmark.
+        `attrs["protocol"]` says for each task what was run.
+
+    Raises: ParameterError: an unknown task. DataError: no data and no network.
+    """
+    parts = [part for name, limit in tasks.items() for part in prepare(name, limit, shots, max_new_tokens, seed)]
+    respond(Backend(model, tokenizer, batch_size=batch_size, progress=progress), parts)
+    rows = [row for part in parts for row in outcomes(part)]
+    table = pd.DataFrame(rows, columns=["item", "task", "metric", "outcome", "cluster"])
+    table.attrs["protocol"] = {name: protocol(name, shots, max_new_tokens) for name in tasks}
+    return table
+
+
+def protocol(name: str, shots: int = 5, max_new_tokens: int = MAX_NEW_TOKENS) -> str:
+    """What a score of this benchmark means: scores of different protocols are not to be compared."""
+    given = 0 if name.startswith("truthfulqa") else shots
+    cap = f", at most {max_new_tokens} new tokens" if name == "gsm8k" else ""
+    return f"lm-eval {lm_eval.__version__}, {given} shots{cap}"
+
+
+class Part(NamedTuple):
+    """One of lm-eval's tasks with the requests of the chosen items: a subject of MMLU, or a whole benchmark."""
+
+    name: str
+    task: Task
+    requests: list[Instance]
+
+
+def prepare(name: str, limit: int | None, shots: int, max_new_tokens: int, seed: int) -> list[Part]:
+    """Load a benchmark, choose items, and write their prompts."""
+    tasks = load_tasks(name, shots, max_new_tokens)
+    chosen = select({task: len(tasks[task].eval_docs) for task in tasks}, limit, seed)
+    return [Part(name, tasks[task], build_requests(tasks[task], items)) for task, items in chosen.items()]
+
+
+def load_tasks(name: str, shots: int, max_new_tokens: int) -> dict[str, Task]:
+    """lm-eval's tasks of a benchmark (MMLU: one per subject) by name, their data read by `benchmarks`."""
+    if name not in FOLDERS:
+        raise ParameterError(f"unknown benchmark {name!r}: valid are {', '.join(FOLDERS)}")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    folder = Path(lm_eval.tasks.__file__).parent / FOLDERS[name]
+    index = lm_eval.tasks.TaskManager(include_defaults=False, include_path=folder).task_index
+    tasks = {}
+    for task_name in sorted(index):
+        if index[task_name].kind is not Kind.TASK or not (task_name == name or name == "mmlu"):
+            continue
+        config = dict(load_yaml(index[task_name].yaml_path, resolve_func=True))
+        config.pop("tag", None)
+        config["custom_dataset"] = dataset_loader(config)
+        if config.get("num_fewshot") != 0:  # a task that says 0 has its examples in its prompt
+            config["num_fewshot"] = shots
+        if config["output_type"] == "generate_until":
+            config["generation_kwargs"] = config["generation_kwargs"] | {"max_gen_toks": max_new_tokens}
+        tasks[task_name] = ConfigurableTask(config=config)
+        tasks[task_name].set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+    return tasks
+
+
+def select(sizes: dict[str, int], limit: int | None, seed: int) -> dict[str, list[int]]:
+    """Choose `limit` items in all: as evenly over the tasks as their sizes allow, and spread over each task.
+
+    Every task's items are cut into equal stretches, one item drawn from each: files are often ordered by topic.
+    """
+    if limit is None:
+        return {task: list(range(size)) for task, size in sizes.items()}
+    rng = np.random.default_rng(seed)
+    counts = dict.fromkeys(sizes, 0)
+    order = [list(sizes)[i] for i in rng.permutation(len(sizes))]
+    left = min(limit, sum(sizes.values()))
+    while left:
+        for task in order:
+            if left and counts[task] < sizes[task]:
+                counts[task] += 1
+                left -= 1
+    chosen = {}
+    for task, count in counts.items():
+        edges = np.linspace(0, sizes[task], count + 1).astype(int)
+        if count:
+            chosen[task] = [int(rng.integers(low, high)) for low, high in pairwise(edges)]
+    return chosen
+
+
+def build_requests(task: Task, items: list[int]) -> list[Instance]:
+    """lm-eval's requests for these items, each with the examples that lm-eval's own run over all items shows it.
+
+    GSM8K draws the examples of one item after the other from one random stream, so an item's examples depend on all
+    items before it: those are drawn too.
+    """
+    docs, shots, requests = task.eval_docs, task.config.num_fewshot, []
+    drawn = shots > 0 and not isinstance(task.sampler, FirstNSampler)
+    same_split = task.fewshot_cfg.split == task.config.test_split
+    wanted = set(items)
+    for item in range(max(wanted) + 1):
+        if item not in wanted:
+            if drawn:
+                task.sampler.sample(n=shots, eval_doc=docs[item] if same_split else None)
+            continue
+        made = task.construct_requests(
+            doc=docs[item],
+            ctx=task.fewshot_context(docs[item], num_fewshot=shots),
+            metadata=(task.config.task, item, 1),
+            apply_chat_template=False,
+            chat_template=None,
+        )
+        requests.extend(made if isinstance(made, list) else [made])
+    return requests
+
+
+def respond(backend: Backend, parts: list[Part]) -> None:
+    """Run all requests of one kind together, so that tasks with the same questions share the work."""
+    kinds: dict[str, list[Instance]] = {}
+    for part in parts:
+        for request in part.requests:
+            kinds.setdefault(request.request_type, []).append(request)
+    for kind, requests in kinds.items():
+        for request, response in zip(requests, getattr(backend, kind)(requests), strict=True):
+            request.resps.append(response)
+
+
+def outcomes(part: Part) -> Iterator[tuple[str, str, str, float, str]]:
+    """(item, task, metric, outcome, cluster) of every item, by the task's own filters and metrics."""
+    task, task_name = part.task, part.task.config.task
+    task._instances = part.requests  # what `build_all_requests` would have made, and `apply_filters` works on
+    task.apply_filters()
+    metrics = {metric["metric"] for metric in task.config.metric_list}
+    of_item: dict[int, list[Instance]] = {}
+    for request in part.requests:
+        of_item.setdefault(request.doc_id, []).append(request)
+    for number, requests in of_item.items():
+        requests.sort(key=lambda request: request.idx)
+        item = f"{task_name}/{number}"
+        cluster = task_name.removeprefix("mmlu_") if part.name == "mmlu" else item
+        for key in requests[0].filtered_resps:
+            results = task.process_results(requests[0].doc, [request.filtered_resps[key] for request in requests])
+            for metric in sorted(metrics & results.keys()):
+                label = metric if key == "none" else f"{metric},{key}"
+                yield item, part.name, label, float(results[metric]), cluster
