@@ -29,6 +29,7 @@ class Evaluation(Config):
     protocols: tuple[Literal["plain", "chat"], ...] = ("plain", "chat")
     limits: dict[str, PositiveInt | None] = Field({}, description="items per task; null = all of them")
     batch_size: PositiveInt = 32
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="fp32: answers do not depend on the batch size")
     max_new_tokens: PositiveInt = 32
     text_documents: PositiveInt = Field(100, description="held-out documents for the plain-text loss")
 
