@@ -2,7 +2,8 @@
 
     LLAMAX_DATA=../shared/data python benchmarks/packing.py [--limit 52002] [--repeats 3] [--tokenizer smol]
 
-Two measurements, each interleaved (ours, theirs, ours, ...) so that a busy machine slows both alike:
+Two measurements, each interleaved (ours, theirs, ours, ...) so that a busy machine slows both alike, in seconds by the
+clock and in CPU seconds over all threads, which a busy machine stretches little:
 
 - render + pack: `build_rows` against `SFTTrainer._prepare_dataset`, TRL's own code, called as its trainer calls it on a
   data set of prompts and completions; both end with token ids and targets in rows.
@@ -37,9 +38,10 @@ CHATML = (
 
 
 class Timed(NamedTuple):
-    """Seconds of each repetition, and what came out."""
+    """Seconds of each repetition, by the clock and of all CPUs, and what came out."""
 
     seconds: list[float]
+    cpu_seconds: list[float]
     rows: int
     utilisation: float
     supervised: int
@@ -48,13 +50,15 @@ class Timed(NamedTuple):
 def interleave(contenders: dict[str, Callable[[], tuple[int, float, int]]], repeats: int) -> dict[str, Timed]:
     """Run all contenders in turn, `repeats` times over."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    cpu_seconds: dict[str, list[float]] = {name: [] for name in contenders}
     outcome: dict[str, tuple[int, float, int]] = {}
     for _ in range(repeats):
         for name, run in contenders.items():
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             outcome[name] = run()
             seconds[name].append(time.perf_counter() - start)
-    return {name: Timed(seconds[name], *outcome[name]) for name in contenders}
+            cpu_seconds[name].append(time.process_time() - cpu_start)
+    return {name: Timed(seconds[name], cpu_seconds[name], *outcome[name]) for name in contenders}
 
 
 def ours(rows: Rows) -> tuple[int, float, int]:
@@ -106,12 +110,14 @@ def lay_out(documents: list[tuple[Any, Any]], length: int) -> Rows:
 
 
 def print_table(title: str, timings: dict[str, Timed]) -> None:
-    first = statistics.median(next(iter(timings.values())).seconds)
-    print(f"\n{title}\n{'':34}{'median s':>9}{'min':>8}{'max':>8}{'ratio':>7}{'rows':>7}{'used':>9}{'targets':>11}")
+    """One line for each contender; `ratio` is CPU seconds over those of the first."""
+    first = statistics.median(next(iter(timings.values())).cpu_seconds)
+    print(f"\n{title} (medians)")
+    print(f"{'':34}{'clock s':>9}{'CPU s':>8}{'min':>8}{'max':>8}{'ratio':>7}{'rows':>7}{'used':>9}{'targets':>11}")
     for name, t in timings.items():
-        median = statistics.median(t.seconds)
+        clock, cpu = statistics.median(t.seconds), statistics.median(t.cpu_seconds)
         print(
-            f"{name:34}{median:9.2f}{min(t.seconds):8.2f}{max(t.seconds):8.2f}{median / first:7.2f}"
+            f"{name:34}{clock:9.2f}{cpu:8.2f}{min(t.cpu_seconds):8.2f}{max(t.cpu_seconds):8.2f}{cpu / first:7.2f}"
             f"{t.rows:7,}{t.utilisation:9.3%}{t.supervised:11,}"
         )
 
