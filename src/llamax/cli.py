@@ -120,10 +120,10 @@ def paper_build(
 ) -> None:
     """Make the PDF, the HTML and the LaTeX of a paper."""
     from llamax.papers.build import build_paper
+    from llamax.runs import records
 
-    built = build_paper(version, strict=strict)
-    for path in built if isinstance(built, list | tuple) else [built]:
-        print(path)
+    for path in build_paper(version, strict=strict):
+        print(records.shown(path))
 
 
 @paper.command("check")
@@ -140,12 +140,19 @@ def paper_check(
 
 @pretrain.command("nano")
 def pretrain_nano(
-    out: Annotated[Path | None, typer.Option(help="folder to write; the one in the package when left out")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder to work in; runs/pretrain_nano when left out")] = None,
+    seed: Annotated[int, typer.Option(help="seed of texts, weights and order")] = 0,
 ) -> None:
     """Make the nano model again, tokenizer included, by its documented recipe."""
+    from llamax import files
     from llamax.models import nano
 
-    print(nano.pretrain_nano(out or nano.NANO_FOLDER))
+    def report(step: Any) -> None:
+        if step.step % 50 == 0:
+            print(f"step {step.step}  loss {step.loss:.3f}  rate {step.learning_rate:.2g}", file=sys.stderr, flush=True)
+
+    folder, _ = nano.pretrain_nano(out or files.repository() / "runs" / "pretrain_nano", seed=seed, on_step=report)
+    print(f"{folder}: copy it over src/llamax/models/nano/ to ship it")
 
 
 @data.command("inspect")
@@ -155,7 +162,7 @@ def data_inspect(
     limit: Annotated[int | None, typer.Option(help="read only so many conversations")] = None,
 ) -> None:
     """Read a source, count what is in it, or name its first faults."""
-    from llamax.data.readers import read
+    from llamax.data.sources import read
 
     conversations = read(source, format=format, limit=limit)
     turns = [message.role for conversation in conversations for message in conversation.messages]

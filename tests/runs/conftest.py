@@ -66,7 +66,7 @@ def work(config, run):
     if config.mode == "kill":
         os.kill(os.getpid(), 9)
     if config.mode == "sleep":
-        time.sleep(60)
+        time.sleep(250)
     run.metric("accuracy", helper.accuracy(config), n=4, standard_error=0.1, low=0.3, high=0.7, unit="fraction")
     run.items(pd.DataFrame({"item": ["a", "b"], "metric": "accuracy", "outcome": [0.0, 1.0]}))
     run.series("curve", pd.DataFrame({"step": [1, 2], "loss": [2.0, 1.0]}))
@@ -119,12 +119,14 @@ def notebook(cells: list[str]) -> dict:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The root of a repository with the direction `toy`; `llamax` finds it here and in the processes it starts."""
+    """The root of a repository with the direction `toy` and, of the house, only what a run itself needs.
+
+    `llamax` finds it here and in the processes that are started.
+    """
     package = tmp_path / "src" / "llamax"
     (package / "toy").mkdir(parents=True)
-    for part in Path(llamax.__file__).parent.iterdir():
-        if part.name != "__pycache__":
-            (package / part.name).symlink_to(part)
+    for name in ("__init__.py", "config.py", "errors.py", "files.py", "cli.py", "runs"):
+        (package / name).symlink_to(Path(llamax.__file__).parent / name)
     for name, text in SOURCES.items():
         (package / "toy" / name).write_text(text)
     profiles = tmp_path / "notebooks" / "profiles"
@@ -136,7 +138,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LLAMAX_HOME", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "src"))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / ".ipython"))
-    monkeypatch.setattr(llamax, "__path__", [*llamax.__path__, str(package)])
+    monkeypatch.setattr(llamax, "__path__", [str(package)])
     yield tmp_path
     for name in [name for name in sys.modules if name.split(".")[:2] == ["llamax", "toy"]]:
         del sys.modules[name]

@@ -115,8 +115,8 @@ def test_data_and_models_enter_by_their_fingerprints_and_never_by_their_path(hom
             raise DataError(f"no source {name!r}")
         return prints[name]
 
-    monkeypatch.setitem(sys.modules, "llamax.data.sources", types.SimpleNamespace(fingerprint=fingerprint))
-    monkeypatch.setitem(sys.modules, "llamax.models.fingerprint", types.SimpleNamespace(fingerprint=fingerprint))
+    for name in ("llamax.data", "llamax.data.sources", "llamax.models", "llamax.models.fingerprint"):
+        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(fingerprint=fingerprint))
     config = parse_parameters("toy", "nano", 0, {"sources": ["alpaca", "/data/own.jsonl"], "bases": ["nano"]})
     before = run_key("toy", config)
     assert {"data alpaca", "data own.jsonl", "model nano"} <= set(before.parts)
@@ -126,6 +126,12 @@ def test_data_and_models_enter_by_their_fingerprints_and_never_by_their_path(hom
     with pytest.raises(DataError, match="no source 'alpaca'"):
         run_key("toy", config)
     assert changed(before.parts, before.parts | keys.input_parts(config, lenient=True)) == []
+
+
+def test_a_module_that_does_not_parse_is_named_with_its_line(home):
+    source(home, "deep").write_text("x = 1\ny = = 2\n")
+    with pytest.raises(RunError, match=r"module llamax\.toy\.deep, line 2: invalid syntax: y = = 2"):
+        key(home)
 
 
 def test_a_notebook_that_does_not_parse_is_named_with_its_cell(home):

@@ -181,7 +181,10 @@ def syntax(node: Any) -> Any:
 @functools.cache
 def _read_module(source: str, name: str, is_package: bool) -> tuple[str, frozenset[str]]:
     """Hash of a module's code, and the `llamax` names it refers to."""
-    tree = ast.parse(source)
+    try:
+        tree = ast.parse(source)
+    except SyntaxError as error:
+        raise RunError(f"module {name}, line {error.lineno}: {error.msg}: {(error.text or '').strip()}") from None
     nodes = list(ast.walk(tree))
     if "__doc__" not in source:
         for node in nodes:

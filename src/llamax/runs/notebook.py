@@ -21,8 +21,10 @@ from llamax.runs.locks import hold
 from llamax.runs.parameters import parse_parameters
 from llamax.runs.records import Record
 from llamax.runs.session import busy, force_mark, last_line, new_record, now, run_name
-from llamax.runs.store import Store
+from llamax.runs.store import GONE, Store
 
+QUIET = ["--log-level=40"]
+"""For the kernel: errors only. Its warning that it listens on an unencrypted local port concerns shared machines."""
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -50,7 +52,7 @@ def execute(
     found = None if force else store.find(key.digest)
     if found:
         return found
-    scratch = store.scratch(direction, run_name(config, key))
+    scratch, begun = store.scratch(direction, run_name(config, key)), now()
     with _alone(scratch, direction), _settling(store, direction, config, key):
         with _forced(scratch, force):
             progress(f"{notebook_of(direction).name}: profile {profile}, seed {seed} -> {records.shown(scratch)}\n")
@@ -60,10 +62,25 @@ def execute(
                 {"profile": profile, "seed": seed, "overrides": overrides or {}},
                 progress,
             )
-        record = store.attempt(direction, run_name(config, key))
+        record = _recorded(store, direction, config, begun) or store.find(run_key(direction, config).digest)
         if record is None or record.status != "complete":
             raise RunError(f"{notebook_of(direction).name} ended without run.complete()")
     return record
+
+
+def _recorded(store: Store, direction: str, config: Config, begun: str) -> Record | None:
+    """The record that the notebook wrote since `begun`.
+
+    It is not looked up by key: the kernel computes its own, and code may have been edited before it did.
+    """
+    parameters = config.model_dump(mode="json")
+    folders = [path.parent.name for path in store.scratch(direction, "").glob("*/result.json")]
+    attempts = [store.attempt(direction, name) for name in folders]
+    return max(
+        (record for record in attempts if record.started >= begun and record.parameters == parameters),
+        key=lambda record: record.started,
+        default=None,
+    )
 
 
 def _papermill(notebook: Path, out: Path, parameters: dict[str, Any], progress: Callable[[str], None]) -> None:
@@ -90,6 +107,7 @@ def _papermill(notebook: Path, out: Path, parameters: dict[str, Any], progress: 
             stderr_file=stream,
             cwd=notebook.parent,
             on_cell_execute=on_cell_execute,
+            extra_arguments=QUIET,
         )
 
     try:
@@ -158,17 +176,16 @@ def _settling(store: Store, direction: str, config: Config, key: Key) -> Iterato
         yield
     except (Exception, KeyboardInterrupt) as error:
         stopped = isinstance(error, KeyboardInterrupt)
-        scratch = store.scratch(direction, run_name(config, key))
+        record = _recorded(store, direction, config, begun)
+        scratch = store.scratch(direction, record.run if record else run_name(config, key))
         lock = hold(scratch / "run.lock")
         if lock is None:  # The run belongs to a kernel elsewhere, which will tell itself.
             raise
         try:
-            record = store.attempt(direction, run_name(config, key))
-            if record is None or record.started < begun:
-                record = new_record(direction, config, key)
+            record = record or new_record(direction, config, key)
             told = record.status in ("failed", "interrupted") and not stopped
             # A record that was running reads as interrupted here: its kernel is gone.
-            if not told or record.error == "killed: its process is gone":
+            if not told or record.error == GONE:
                 status = "interrupted" if stopped else "failed"
                 line = "KeyboardInterrupt" if stopped else last_line(str(error))
                 records.write(record.replace(status=status, error=line, finished=now()), scratch)

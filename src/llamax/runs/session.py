@@ -139,10 +139,14 @@ class Run:
         self._keep(f"{name}.parquet", lambda path: frame.to_parquet(path, index=False))
 
     def figure(self, name: str, figure: "Figure") -> None:
-        """Record a matplotlib figure as SVG and PDF, byte for byte the same each time.
+        """Record a matplotlib figure as SVG and PDF, byte for byte the same each time, and show it in the notebook.
 
-        On a reused run nothing is written: the notebook may draw again what is already there.
+        On a reused run it is only shown: the notebook may draw again what is already there.
         """
+        if _shell() is not None:
+            from IPython.display import display
+
+            display(figure)
         if self.reused:
             return
         import matplotlib
@@ -151,8 +155,8 @@ class Run:
         _check_name(name, "figure")
         with matplotlib.rc_context({"svg.hashsalt": "llamax", "svg.fonttype": "path", "pdf.fonttype": 42}):
             svg, pdf = {"Date": None}, {"CreationDate": None}
-            self._keep(f"{name}.svg", lambda path: figure.savefig(path, metadata=svg, bbox_inches="tight"))
-            self._keep(f"{name}.pdf", lambda path: figure.savefig(path, metadata=pdf, bbox_inches="tight"))
+            self._keep(f"{name}.svg", lambda path: figure.savefig(path, metadata=svg))
+            self._keep(f"{name}.pdf", lambda path: figure.savefig(path, metadata=pdf))
 
     def note(self, key: str, value: Any) -> None:
         """Record any JSON value under `key`."""

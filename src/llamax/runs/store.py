@@ -33,6 +33,9 @@ UNRECORDED = "test"
 DEFAULT_PROFILE = "nano"
 
 
+GONE = "killed: its process is gone"
+
+
 class Freshness(NamedTuple):
     """State of a run: fresh, stale, failed, interrupted, running or missing; `why` says what changed or went wrong."""
 
@@ -201,7 +204,7 @@ class Store:
         """`record`, read as interrupted when it says running but its process is gone."""
         if record.status != "running" or is_held(folder / "run.lock"):
             return record
-        return record.replace(status="interrupted", error="killed: its process is gone")
+        return record.replace(status="interrupted", error=GONE)
 
     def _gathered(self, record: Record) -> Path:
         return self.scratch(record.direction, record.run) / "record"
