@@ -46,9 +46,9 @@ def run_key(direction: str, config: Config) -> Key:
 
 def code_parts(direction: str) -> dict[str, str]:
     """The parts that are code: notebook, modules, lock file."""
-    cells = notebook_cells(notebook_of(direction))
-    roots = {f"llamax.{direction}.config"}.union(*(_references(list(ast.walk(tree)), "", False) for _, tree in cells))
-    shapes = [[magics, syntax(tree)] for magics, tree in cells]
+    nodes: list[ast.AST] = []
+    shapes = [[magics, syntax(tree, nodes)] for magics, tree in notebook_cells(notebook_of(direction))]
+    roots = {f"llamax.{direction}.config", *_references(nodes, "", False)}
     lock = files.repository() / "constraints.txt"
     return {
         "notebook": files.sha256_json(shapes),
@@ -166,16 +166,24 @@ def imported_names(nodes: Iterable[ast.AST], module: str, is_package: bool) -> I
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
-def syntax(node: Any) -> Any:
-    """A syntax tree as a JSON value without positions; what is empty is left out, as newer Pythons add empty fields."""
+def syntax(node: Any, nodes: list[ast.AST], strings: bool = True) -> Any:
+    """A syntax tree as a JSON value without positions; what is empty is left out, as newer Pythons add empty fields.
+
+    Every node is appended to `nodes`. Without `strings`, statements that are a bare string (docstrings) are left out.
+    """
+    if isinstance(node, list):
+        return [syntax(part, nodes, strings) for part in node if strings or not _is_bare_string(part)]
+    if not isinstance(node, ast.AST):
+        return node
+    nodes.append(node)
     if isinstance(node, ast.Constant):
         return ["Constant", type(node.value).__name__, repr(node.value)]
-    if isinstance(node, ast.AST):
-        fields = [[name, syntax(value)] for name, value in ast.iter_fields(node) if value is not None and value != []]
-        return [type(node).__name__, *fields]
-    if isinstance(node, list):
-        return [syntax(part) for part in node]
-    return node
+    shape: list[Any] = [type(node).__name__]
+    for name in node._fields:
+        value = getattr(node, name, None)
+        if value is not None and value != []:
+            shape += (name, syntax(value, nodes, strings))
+    return shape
 
 
 @functools.cache
@@ -185,12 +193,9 @@ def _read_module(source: str, name: str, is_package: bool) -> tuple[str, frozens
         tree = ast.parse(source)
     except SyntaxError as error:
         raise RunError(f"module {name}, line {error.lineno}: {error.msg}: {(error.text or '').strip()}") from None
-    nodes = list(ast.walk(tree))
-    if "__doc__" not in source:
-        for node in nodes:
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                node.body = [line for line in node.body if not _is_bare_string(line)]
-    return files.sha256_json(syntax(tree)), _references(nodes, name, is_package)
+    nodes: list[ast.AST] = []
+    shape = syntax(tree, nodes, strings="__doc__" in source)
+    return files.sha256_json(shape), _references(nodes, name, is_package)
 
 
 def _references(nodes: list[ast.AST], module: str, is_package: bool) -> frozenset[str]:
@@ -200,5 +205,5 @@ def _references(nodes: list[ast.AST], module: str, is_package: bool) -> frozense
     return frozenset([*imported, *(text for text in strings if MODULE_NAME.fullmatch(text))])
 
 
-def _is_bare_string(node: ast.stmt) -> bool:
+def _is_bare_string(node: Any) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
