@@ -1,6 +1,7 @@
 """Packing: every document in exactly one row, targets counted right, neighbours invisible to each other."""
 
 import resource
+import time
 
 import numpy as np
 import pytest
@@ -19,9 +20,11 @@ from llamax.data.packing import (
     epoch_order,
     plain_text_rows,
 )
+from llamax.data.readers import read_file
 from llamax.data.render import render
 from llamax.data.templates import get_template
 from llamax.errors import DataError, DiskFullError
+from llamax.models.load import load_tokenizer
 
 
 def best_fit_by_search(lengths: list[int], capacity: int) -> list[list[int]]:
@@ -304,3 +307,15 @@ def test_what_a_template_refuses_is_refused_by_name(tiny_tokenizer):
     bad = Conversation(messages=(assistant("first!"),), id="chats.jsonl:7")
     with pytest.raises(DataError, match=r"conversation 3 \(chats.jsonl:7\): message 0 is the assistant's"):
         build_rows([*conversations(), bad], tiny_tokenizer, get_template("alpaca", tiny_tokenizer), length=256)
+
+
+@pytest.mark.slow
+def test_all_of_alpaca_packs_within_a_minute_on_two_cores(shared_data):
+    """CPU seconds over all threads, so that a busy machine does not decide: 120 of them are a minute of two cores."""
+    conversations = read_file(shared_data / "alpaca" / "alpaca_data.json.gz")
+    tokenizer = load_tokenizer("smol")
+    start = time.process_time()
+    report = build_rows(conversations, tokenizer, get_template("alpaca", tokenizer), length=2048).report()
+    assert time.process_time() - start < 120
+    assert report.documents == 52002 and report.rejected == report.split == 0
+    assert report.utilisation >= 0.99
