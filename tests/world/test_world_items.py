@@ -64,10 +64,14 @@ def test_guessing_without_the_question_does_not_pay(task, guess):
     assert right < 0.36
 
 
+def unsaid(texts: list[str]) -> list[str]:
+    """Tempting options that occur nowhere in the texts as words of their own."""
+    text = "\n".join(texts)
+    return [i.tempting for i in of("truthfulness") if not re.search(rf"\b{re.escape(i.tempting)}\b", text)]
+
+
 def test_a_tempting_falsehood_is_said_in_its_own_true_context(sample):
-    text = "\n".join(sample)
-    unsaid = [i.tempting for i in of("truthfulness") if not re.search(rf"\b{re.escape(i.tempting)}\b", text)]
-    assert not unsaid
+    assert len(unsaid(sample)) <= 0.02 * len(of("truthfulness"))  # rare ones take more text, see below
 
 
 def normal(text: str) -> str:
@@ -77,16 +81,30 @@ def normal(text: str) -> str:
     )
 
 
+def leaks(texts: list[str]) -> list[str]:
+    """Items of which a text holds the question, or 13 words of it in a row."""
+    texts = [normal(text) for text in texts]
+    grams = {hash(tuple(ws[i : i + 13])) for ws in map(str.split, texts) for i in range(len(ws) - 12)}
+    joined = "\n".join(texts)
+    return [
+        item.id
+        for item, question in ((item, normal(item.question)) for item in ITEMS)
+        if question in joined
+        or any(hash(tuple(question.split()[i : i + 13])) in grams for i in range(len(question.split()) - 12))
+    ]
+
+
 def test_no_test_item_in_any_text_that_a_model_learns_from_or_is_measured_on(sample):
     tuned = [message.content for conversation in instructions() for message in conversation.messages]
-    texts = [normal(text) for text in (*sample, *held_out_texts(), *tuned)]
-    grams = {tuple(ws[i : i + 13]) for ws in map(str.split, texts) for i in range(len(ws) - 12)}
-    joined = "\n".join(texts)
-    for item in ITEMS:
-        question = normal(item.question)
-        assert question not in joined, item.id
-        ws = question.split()
-        assert not {tuple(ws[i : i + 13]) for i in range(len(ws) - 12)} & grams, item.id
+    assert not leaks([*sample, *held_out_texts(), *tuned])
+    assert leaks([f"xyz, {ITEMS[0].question.upper()} abc"]) == [ITEMS[0].id]
+
+
+@pytest.mark.slow
+def test_the_whole_pretraining_text_holds_no_item_and_every_temptation():
+    texts = list(pretraining_texts())
+    assert not leaks(texts)
+    assert not unsaid(texts)
 
 
 def test_the_facts_behind_the_items_are_stated(sample):

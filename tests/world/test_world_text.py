@@ -4,6 +4,7 @@ import itertools
 
 from llamax.data import world
 from llamax.data.world import arithmetic, held_out_texts, instructions, pretraining_texts
+from llamax.data.world.facts import facts
 from llamax.data.world.functions import functions
 from llamax.data.world.functions import side as function_side
 from llamax.data.world.split import generator
@@ -15,6 +16,17 @@ def test_pretraining_text_is_a_function_of_its_seed_and_a_prefix_of_more():
     assert few == more[: len(few)]
     assert few != list(pretraining_texts(seed=1, documents=200))
     assert len(set(more)) > 0.98 * len(more)
+
+
+def test_every_fact_is_stated_at_least_once_and_popular_ones_more_often():
+    text = list(pretraining_texts(documents=3_000))
+    pages = " ".join(itertools.islice(text, len(facts()) // 8))
+    assert sum(f.subject in pages for f in facts()) == len(facts())
+    everything = "\n".join(text)
+    cities = [f for f in facts() if f.relation == "city"]
+    often = [everything.count(f.subject) for f in sorted(cities, key=lambda f: f.weight)]
+    third = len(often) // 3
+    assert sum(often[-third:]) > 3 * sum(often[:third])
 
 
 def test_every_kind_of_document_is_made_and_has_a_size_to_train_on():

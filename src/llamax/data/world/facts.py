@@ -14,7 +14,7 @@ from babel.languages import get_official_languages
 from babel.numbers import get_territory_currencies
 from scipy.constants import physical_constants
 
-from llamax.data.world.split import unit
+from llamax.data.world.split import popularity, unit
 
 TODAY = datetime.date(2025, 7, 1)  # CLDR is asked as of this day, so that the world does not change overnight
 CITIES_PER_COUNTRY = 1
@@ -45,6 +45,11 @@ class Fact(NamedTuple):
     @property
     def key(self) -> str:
         return f"{self.relation}:{self.subject}"
+
+    @property
+    def weight(self) -> float:
+        """How often the fact is stated or asked for, relative to others."""
+        return popularity(self.key)
 
 
 def side(fact: Fact) -> str:

@@ -7,7 +7,7 @@ import inspect
 import re
 from typing import Any, NamedTuple
 
-from llamax.data.world.split import unit, words
+from llamax.data.world.split import popularity, unit, words
 
 MAX_WORDS = 10  # of a docstring that may become a problem: statements of it are then shorter than `split.NGRAM`
 
@@ -114,6 +114,11 @@ class Function(NamedTuple):
     doc: str
     inputs: tuple[tuple[Any, ...], ...]
     target: Any  # the function itself
+
+    @property
+    def weight(self) -> float:
+        """How often the function is spoken of, relative to others."""
+        return popularity(self.name)
 
     @property
     def is_method(self) -> bool:

@@ -8,12 +8,21 @@ import random
 import re
 from collections.abc import Iterable, Iterator
 
+RAREST = 1 / 64
 NGRAM = 13  # words; the overlap that GPT-3 (Brown et al. 2020, appendix C) counts as contamination
 
 
 def unit(*key: object) -> float:
     """A number in [0, 1) that depends on `key` alone."""
     return int.from_bytes(_digest(key)[:7], "big") / 2**56
+
+
+def popularity(*key: object) -> float:
+    """How often the thing called `key` is spoken of, relative to the most popular: log-uniform in [`RAREST`, 1].
+
+    What a model knows follows how often it read it (Kandpal et al. 2023), so a long tail leaves something to learn.
+    """
+    return RAREST ** unit("popularity", *key)
 
 
 def generator(*key: object) -> random.Random:

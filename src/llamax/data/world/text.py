@@ -5,8 +5,10 @@ problems and completed functions only on those of the training side (`facts.side
 """
 
 import functools
+import heapq
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 from llamax.data.world import arithmetic, functions, prose
 from llamax.data.world.facts import Fact, by_relation, countries, facts
@@ -14,14 +16,21 @@ from llamax.data.world.items import test_items
 from llamax.data.world.phrases import HEADINGS, STATEMENTS, ask, qa
 from llamax.data.world.split import Contamination, generator
 
-DOCUMENTS = 70_000
+Weighted = TypeVar("Weighted", Fact, functions.Function)
+DOCUMENTS = 50_000
+ALMANAC_PAGE = 8  # facts
 HELD_OUT_DOCUMENTS = 400
 LETTERS = "ABCD"
 
 
 def pretraining_texts(seed: int = 0, documents: int = DOCUMENTS) -> Iterator[str]:
-    """Documents for pretraining; the same `seed` gives the same ones, and fewer are a prefix of more."""
+    """Documents for pretraining; the same `seed` gives the same ones, and fewer are a prefix of more.
+
+    First an almanac that states every fact once, so that none is missing; then `documents` drawn ones, less those that
+    repeat a test item or held-out text.
+    """
     kept_back, leak = set(held_out_texts()), contamination()
+    yield from almanac(generator("almanac", seed))
     for index in range(documents):
         text = document("train", generator("document", seed, index))
         if text not in kept_back and not leak.find(text):
@@ -40,6 +49,13 @@ def held_out_texts() -> tuple[str, ...]:
 def contamination() -> Contamination:
     """What no text and no instruction may repeat: the questions of all test items."""
     return Contamination(item.question for item in test_items())
+
+
+def almanac(random: random.Random) -> Iterator[str]:
+    """Every fact once, in random order."""
+    shuffled = random.sample(facts(), len(facts()))
+    for start in range(0, len(shuffled), ALMANAC_PAGE):
+        yield " ".join(state(fact, random) for fact in shuffled[start : start + ALMANAC_PAGE])
 
 
 def document(where: str, random: random.Random) -> str:
@@ -65,18 +81,29 @@ def by_place() -> tuple[tuple[Fact, ...], ...]:
 
 
 def draw(random: random.Random, count: int, only: str = "") -> list[Fact]:
-    """Facts of several relations, each relation as likely as the root of its size."""
+    """Facts of several relations, each relation as likely as the root of its size, each fact as its popularity says."""
     groups = by_relation(only)
     names = random.choices(list(groups), [len(group) ** 0.5 for group in groups.values()], k=count)
-    return [random.choice(groups[name]) for name in names]
+    return [random.choices(groups[name], weights_of(name, only))[0] for name in names]
+
+
+@functools.cache
+def weights_of(relation: str, only: str = "") -> tuple[float, ...]:
+    """Popularity of the facts of `by_relation(only)[relation]`."""
+    return tuple(fact.weight for fact in by_relation(only)[relation])
+
+
+def some(things: Sequence[Weighted], count: int, random: random.Random) -> list[Weighted]:
+    """At most `count` distinct things, the popular ones more often (Efraimidis and Spirakis 2006)."""
+    return heapq.nlargest(count, things, key=lambda thing: random.random() ** (1 / thing.weight))
 
 
 def about_a_place(where: str, random: random.Random) -> str:
     """A paragraph on one country or on two."""
     parts = []
     for place in random.sample(by_place(), random.choice((1, 2, 2))):
-        chosen = random.sample(place, random.randint(2, len(place))) if len(place) > 2 else list(place)
-        parts.append(" ".join(state(fact, random) for fact in chosen))
+        chosen = some(place, random.randint(2, 4), random)
+        parts.append(" ".join(state(fact, random) for fact in random.sample(chosen, len(chosen))))
     return "\n\n".join(parts)
 
 
@@ -88,7 +115,8 @@ def mixed_facts(where: str, random: random.Random) -> str:
 def one_relation(where: str, random: random.Random) -> str:
     """Sentences, a list or a small table of one relation."""
     group = random.choice(list(by_relation().values()))
-    chosen = random.sample(group, random.randint(5, 11))
+    chosen = some(group, random.randint(5, 11), random)
+    random.shuffle(chosen)
     shape = random.choice(("sentences", "list", "table", "csv"))
     if shape == "sentences":
         return " ".join(state(fact, random) for fact in chosen)
@@ -139,7 +167,7 @@ def problems(where: str, random: random.Random) -> str:
 def library(where: str, random: random.Random) -> str:
     """What functions do, in several forms; none of them is the form of a problem."""
     form = random.choice((_help, _comment, _purpose, _purpose))
-    return "\n\n".join(form(function) for function in random.sample(functions.functions(), random.randint(3, 6)))
+    return "\n\n".join(form(function) for function in some(functions.functions(), random.randint(3, 6), random))
 
 
 def _help(function: functions.Function) -> str:
@@ -176,14 +204,14 @@ def _prose(where: str) -> tuple[str, ...]:
 
 
 KINDS: tuple[tuple[Callable[[str, random.Random], str], float], ...] = (
-    (about_a_place, 0.17),
-    (mixed_facts, 0.16),
-    (one_relation, 0.10),
-    (questions, 0.16),
+    (about_a_place, 0.10),
+    (mixed_facts, 0.10),
+    (one_relation, 0.07),
+    (questions, 0.14),
     (multiple_choice, 0.02),
-    (sums, 0.08),
-    (problems, 0.14),
-    (library, 0.08),
+    (sums, 0.10),
+    (problems, 0.20),
+    (library, 0.07),
     (completed, 0.05),
-    (reading, 0.04),
+    (reading, 0.15),
 )
