@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llamax.errors import ParameterError
 
 # Contexts share a row while the row stays below this many tokens: attention within a row is quadratic.
-ROW_TOKENS = 1024
+ROW_TOKENS = 2048
 # A forward pass over packed rows takes about this many tokens.
 BATCH_TOKENS = 4096
 
