@@ -8,6 +8,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -67,7 +68,7 @@ def watched() -> bool:
 
     parent = psutil.Process().parent()
     with contextlib.suppress(psutil.Error):
-        return parent is None or not any(name in part for part in parent.cmdline() for name in HEADLESS)
+        return parent is None or not any(Path(part).name in HEADLESS for part in parent.cmdline())
     return True
 
 

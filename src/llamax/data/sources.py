@@ -83,7 +83,8 @@ def read_preferences(source: str, *, split: str = "train", limit: int | None = N
 def fingerprint(source: str, split: str | None = None) -> str:
     """Hex hash of a source's content, of all its splits if none is named.
 
-    Of a hub data set without a local copy: of its id and the commit that the hub cache holds.
+    Without a local copy: what the data card says the content hashes to, so that a result does not look stale where the
+    data are absent; for a hub data set without a card, its id and the commit that the hub cache holds.
     """
     if split is None and source in cards():
         return sha256_json({name: fingerprint(source, name) for name in cards()[source].splits})
@@ -94,6 +95,8 @@ def fingerprint(source: str, split: str | None = None) -> str:
         return world.fingerprint()
     if origin.file:
         return content_hash(origin.file)
+    if source in cards() and (known := cards()[source].splits[split or "train"].sha256):
+        return known
     return sha256_json({"hub": origin.hub, "split": split, "commit": _cached_commit(origin.hub[0])})
 
 
