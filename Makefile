@@ -33,6 +33,10 @@ demo: setup  ## notebook 01 at profile nano, its result table, the paper's PDF
 	$(BIN)/llamax results instruction_tuning --profile nano
 	$(BIN)/llamax paper build 3.0.1
 
+# Two workers on two cores: with more threads than cores OpenMP spends its time waiting at barriers.
+test test-all notebooks: export OMP_NUM_THREADS ?= 1
+test test-all notebooks: export OMP_WAIT_POLICY ?= passive
+
 test: setup  ## the fast tests, and the notebooks at profile test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 	$(MAKE) --no-print-directory notebooks
