@@ -95,3 +95,111 @@ def write_lock(folder: Path, runs: dict[str, list[str]], version: str) -> None:
     """Write a lock file that pins `runs`."""
     lock = {"version": version, "timestamp": "2026-11-24T00:00:00Z", "runs": runs}
     (folder / "lock.json").write_text(json.dumps(lock, indent=1))
+
+
+PAPER = """---
+title: A small paper
+author:
+  - {name: Somebody, affiliation: Somewhere}
+abstract: |
+  We gain [nano:full.chat.overall.gain]{.value} points.
+---
+
+# Method {#sec:method}
+
+We typed 12.3 here, which is allowed, and cite @cited2020. Trained with a rate of
+[nano:parameters.train.learning_rate]{.value} in [nano:cost.wall_seconds]{.value show=minutes} minutes,
+[nano:runs]{.value} runs; see @sec:results.
+
+# Results {.results #sec:results}
+
+SmolLM2-135M and 7B are names, 3.0.1 is a version, $x_1 + y^2$ is a formula; @sec:method, @tbl:scores, @fig:gains.
+
+The loss is [nano:base.text_loss]{.value show=se digits=2} before tuning. [buys]{.claim}
+Elsewhere: [other.mmlu]{.quoted}.
+
+``` {.table #tbl:scores}
+caption: Scores in percent.
+head: Task
+rows: {knowledge: Knowledge, code: Code}
+columns:
+  - {head: Base, of: "nano:base.chat.{row}.accuracy"}
+  - {head: Gain, of: "nano:full.chat.{row}.gain", show: value}
+```
+
+``` {.figure #fig:gains}
+draw: bars
+with: {runs: nano}
+caption: Gains.
+alt: Bars of gains.
+```
+
+::: {.claims}
+:::
+
+## Deeper
+
+Still among the results.[^note]
+
+# Limits
+
+Here 99.9% may be typed.
+
+[^note]: A footnote about nothing.
+"""
+CLAIMS = """- id: buys
+  sentence: Tuning buys accuracy.
+  runs: nano
+  test: paired_difference
+  of: full.chat.overall
+  minus: base.chat.overall
+  op: ">"
+  threshold: 0
+- id: loses
+  sentence: LoRA loses less text than full tuning.
+  runs: nano
+  test: paired_difference
+  of: lora.text_loss
+  minus: full.text_loss
+  op: "<"
+  threshold: 0
+- id: wrong
+  sentence: The base model is nearly perfect.
+  runs: nano
+  test: mean
+  of: base.chat.knowledge
+  op: ">"
+  threshold: 0.9
+  holds: false
+"""
+FIGURES = '''"""Figures of the small paper."""
+
+import matplotlib.pyplot as plt
+
+from llamax.papers.style import styled
+
+
+@styled
+def bars(evidence, runs):
+    figure, axes = plt.subplots(figsize=(3, 2))
+    gains = [m for m in evidence.metrics(runs) if m.name.endswith("overall.gain")]
+    axes.bar([m.name for m in gains], [m.value for m in gains])
+    return figure
+'''
+PAPER_FILES = {
+    "paper.md": PAPER,
+    "claims.yaml": CLAIMS,
+    "figures.py": FIGURES,
+    "quoted.yaml": 'other.mmlu: {value: "0.4412", source: cited2020, what: "MMLU, table 1"}\n',
+    "refs.bib": "@article{cited2020,\n  author = {Doe, Jane},\n  title = {A Cited Paper},\n  year = {2020}\n}\n",
+}
+
+
+def make_paper(home: Path, runs: dict[str, list[str]]) -> Path:
+    """Write the small paper as version 9.9.9; its folder."""
+    folder = home / "papers" / "9.9.9"
+    folder.mkdir(parents=True)
+    for name, text in PAPER_FILES.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    write_lock(folder, runs, "9.9.9")
+    return folder

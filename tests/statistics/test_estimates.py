@@ -9,7 +9,7 @@ from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
 from llamax.errors import ParameterError
-from llamax.statistics import combine, mean, paired_difference, wilson
+from llamax.statistics import combine, combine_strata, mean, paired_difference, wilson
 
 outcomes = st.lists(st.floats(-100, 100).map(lambda x: round(x, 3)), min_size=2, max_size=40)
 
@@ -135,6 +135,19 @@ def test_combine_of_one_seed_is_the_paired_difference_and_equal_seeds_add_nothin
     same = combine(np.stack([values] * 3), clusters)
     assert same[:2] == pytest.approx(single[:2])
     assert (same.low, same.high, same.seeds) == pytest.approx((single.low, single.high, 3))
+
+
+def test_strata_weigh_the_same_and_the_spread_between_them_is_no_noise():
+    rng = np.random.default_rng(4)
+    easy, hard = 1 + rng.normal(size=(1, 40)), rng.normal(size=(1, 160))
+    found = combine_strata([easy, hard])
+    assert found.value == pytest.approx((easy.mean() + hard.mean()) / 2)
+    # Cochran 1977, eq. 5.7: the variance of a stratified mean is the sum of weight² times each stratum's own
+    golden = np.sqrt((stats.sem(easy[0]) ** 2 + stats.sem(hard[0]) ** 2) / 4)
+    assert found.standard_error == pytest.approx(golden, rel=0.02)
+    assert combine_strata([easy + 50, hard]).standard_error == pytest.approx(found.standard_error)
+    table, clusters = crossed(rng, 3, 20, 0.5), list(np.arange(20) // 2)
+    assert combine_strata([table], [clusters]) == pytest.approx(combine(table, clusters))
 
 
 @given(st.integers(0, 1000), st.randoms())

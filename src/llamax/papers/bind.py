@@ -95,6 +95,7 @@ class Binder:
         self.results = False  # inside a section that may hold no typed number
         self.fixed: int | None = None  # line of the block that was expanded, for what is not in the source as it is
         self.before = ""
+        self.quoted_here: set[str] = set()  # sources already named in this paragraph or table
 
     def document(self, tree: Node) -> Node:
         """The bound tree. The abstract obeys the rules of a results section."""
@@ -110,6 +111,7 @@ class Binder:
             if block["t"] == "Header" and (not level or block["c"][0] <= level):
                 level = block["c"][0] if "results" in block["c"][1][1] else 0
             self.results = level > 0
+            self.quoted_here.clear()
             blocks += rewrite([block], self.node)
         return {**tree, "meta": meta, "blocks": blocks}
 
@@ -219,15 +221,25 @@ class Binder:
         return words(show.show(self.evidence.value(name), options.get("show", "ci"), digits))
 
     def bound_quoted(self, name: str, _options: dict[str, str]) -> list[Node]:
-        """A number from elsewhere, in italics and with its source, so that nobody takes it for ours."""
+        """A number from elsewhere, in italics and with its source, so that nobody takes it for ours.
+
+        In one paragraph or table the source is named once; further numbers from it say `quoted ibid.`
+        """
         if name not in self.source.quoted:
             raise PaperError(f"unknown quoted number {name!r}: quoted.yaml has {', '.join(self.source.quoted)}")
         quote = self.source.quoted[name]
-        mode = {"t": "NormalCitation"}
-        cited: dict[str, Any] = {"citationId": quote.source, "citationPrefix": words("quoted from")}
-        cited |= {"citationSuffix": [], "citationMode": mode, "citationNoteNum": 0, "citationHash": 0}
-        cited["citationPrefix"].append({"t": "Space"})
-        return [{"t": "Emph", "c": words(str(quote.value))}, {"t": "Space"}, {"t": "Cite", "c": [[cited], words("?")]}]
+        number = [{"t": "Emph", "c": words(str(quote.value))}, {"t": "Space"}]
+        if quote.source in self.quoted_here:
+            return number + words("(quoted ibid.)")
+        self.quoted_here.add(quote.source)
+        cited: dict[str, Any] = {"citationId": quote.source, "citationPrefix": [*words("quoted from"), {"t": "Space"}]}
+        cited |= {
+            "citationSuffix": [],
+            "citationMode": {"t": "NormalCitation"},
+            "citationNoteNum": 0,
+            "citationHash": 0,
+        }
+        return [*number, {"t": "Cite", "c": [[cited], words("?")]}]
 
     def bound_claim(self, name: str, _options: dict[str, str]) -> list[Node]:
         """A claim's sentence and its evidence; one that does not hold says so."""
@@ -236,7 +248,8 @@ class Binder:
         if name not in self.verdicts:
             return words("?")
         verdict = self.verdicts[name]
-        inlines = words(" ".join(verdict.claim.sentence.split()) + f" ({verdict.evidence()})")
+        sentence = " ".join(verdict.claim.sentence.split()).rstrip(".")
+        inlines = words(f"{sentence} ({verdict.evidence()}).")
         refuted = [{"t": "Strong", "c": words("Not supported:")}, {"t": "Space"}]
         return inlines if verdict.claim.holds else refuted + inlines
 

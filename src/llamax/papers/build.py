@@ -133,10 +133,10 @@ def write_latex(tree: Node, work: Path) -> None:
 
 
 def names_only(meta: dict) -> dict:
-    """Metadata whose authors are names, as pandoc's own HTML and LaTeX templates want them."""
+    """Metadata whose authors are names, each once, as pandoc's own HTML and LaTeX templates want them."""
     authors = meta.get("author", {"c": []})["c"]
     names = [author["c"]["name"] if author["t"] == "MetaMap" else author for author in authors]
-    return {**meta, "author": {"t": "MetaList", "c": names}}
+    return {**meta, "author": {"t": "MetaList", "c": list({plain(name): name for name in names}.values())}}
 
 
 def with_caption_numbers(blocks: list[Node]) -> list[Node]:

@@ -60,10 +60,7 @@ class Evidence:
         Raises: PaperError: no such outcomes, or two that do not share their items or trainings.
         """
         parts = self._paired(alias, after, before)
-        sizes = [table.shape[1] for table, _ in parts]
-        scaled = [table * sum(sizes) / (len(parts) * size) for (table, _), size in zip(parts, sizes, strict=True)]
-        clusters = [name for _, names in parts for name in names]
-        found = statistics.combine(np.concatenate(scaled, axis=1), clusters, level)
+        found = statistics.combine_strata([table for table, _ in parts], [names for _, names in parts], level)
         limits = (None if np.isnan(x) else x for x in (found.standard_error, found.low, found.high, found.p_value))
         error, low, high, p_value = limits
         return Value(f"{alias}:{after}", found.value, found.n, error, low, high, "", p_value, found.seeds)
@@ -142,10 +139,21 @@ class Evidence:
     def _outcomes(self, alias: str, selection: str) -> dict[str, Table]:
         """Task -> outcome table of `<method>[.<protocol>].<task>`; empty when there is no such row."""
         method, *protocol, task = selection.split(".")
-        rows = self.items(alias)
-        rows = rows[(rows.method == method) & (not protocol or rows.protocol == protocol[0])]
-        rows = rows[rows.task != "text_loss"] if task == "overall" else rows[rows.task == task]
-        return {str(name): _table(group, selection) for name, group in rows.groupby("task", sort=False)}
+        found: dict[str, Table] = {}
+        for (of_method, of_protocol, of_task), table in self._once(
+            ("tables", alias), lambda: self._tables(alias)
+        ).items():
+            wanted = of_task == task or (task == "overall" and of_task != "text_loss")
+            if of_method == method and wanted and (not protocol or [of_protocol] == protocol):
+                if of_task in found:
+                    raise PaperError(f"{selection!r} is not one set of outcomes: name the protocol as well")
+                found[of_task] = table
+        return found
+
+    def _tables(self, alias: str) -> dict[tuple[str, str, str], Table]:
+        """(method, protocol, task) -> outcome table."""
+        groups = self.items(alias).groupby(["method", "protocol", "task"], sort=False)
+        return {key: _table(group, ".".join(key)) for key, group in groups}
 
     def _paired(self, alias: str, after: str, before: str | None) -> list[Table]:
         """Per task of `after`: its outcome table, less that of `before`."""
@@ -159,9 +167,9 @@ class Evidence:
         parts = []
         for task, (table, clusters) in left.items():
             other = right[task][0] if before else np.zeros((1, 1))
-            if before and (other.shape[1] != table.shape[1] or len(other) not in (1, len(table))):
+            if before and (other.shape[1] != table.shape[1] or len({1, len(other), len(table)}) > 2):
                 raise PaperError(f"{after!r} and {before!r} of {alias!r} do not share their items and trainings")
-            parts.append((table - other, [f"{task}/{name}" for name in clusters]))
+            parts.append((table - other, clusters))
         return parts
 
     def _once(self, key: tuple, compute: Callable[[], Any]) -> Any:
@@ -213,8 +221,6 @@ def spread_of_runs(name: str, recorded: list) -> Value:
 
 def _table(group: pd.DataFrame, selection: str) -> Table:
     """Outcomes [trainings, items], items in sorted order. Raises: PaperError: a training lacks an item."""
-    if group.duplicated(["replicate", "item"]).any():
-        raise PaperError(f"{selection!r} is not one set of outcomes: name the protocol as well")
     table = group.pivot(index="replicate", columns="item", values="outcome")
     if table.isna().to_numpy().any():
         raise PaperError(f"the trainings behind {selection!r} do not share their items")

@@ -5,7 +5,7 @@ import math
 from llamax.errors import PaperError
 from llamax.papers.evidence import Value
 
-MINUS, THIN, TIMES = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}", "\N{MULTIPLICATION SIGN}"
+MINUS, SPACE, TIMES = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}", "\N{MULTIPLICATION SIGN}"
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 SIGNED = ("gain", "forgetting", "difference")
 
@@ -26,18 +26,16 @@ def show(value: Value, how: str = "ci", digits: int | None = None) -> str:
     """
     signed, scale = value.name.rpartition(".")[2] in SIGNED, 100 if value.unit == "fraction" else 1
     places = digits if digits is not None else 1 if scale == 100 else 3
-    wanted = {"value": (), "ci": (value.low, value.high), "se": (value.standard_error,)}
-    if how in wanted:
-        if any(part is None for part in wanted[how]):
+    if how in ("value", "ci", "se"):
+        shown = {"value": (), "ci": (value.low, value.high), "se": (value.standard_error,)}[how]
+        if None in shown:
             raise PaperError(f"{value.name!r} was recorded without {'interval' if how == 'ci' else 'standard error'}")
-        text = number(scale * value.value, places, signed)
-        parts = [number(scale * part, places, signed and how == "ci") for part in wanted[how]]
-        return text + (
-            f"{THIN}[{parts[0]},{THIN}{parts[1]}]" if how == "ci" else f"{THIN}±{THIN}{parts[0]}" * bool(parts)
-        )
+        parts = [number(scale * part, places, signed and how == "ci") for part in shown]
+        template = {"value": "{}", "ci": "{} [{}, {}]", "se": "{} ± {}"}[how]
+        return template.format(number(scale * value.value, places, signed), *parts).replace(" ", SPACE)
     counts = {"p": value.p_value, "n": value.n, "seeds": value.seeds}
     if how not in counts:
-        raise PaperError(f"unknown show={how}: valid: {', '.join([*wanted, *counts])}")
+        raise PaperError(f"unknown show={how}: valid: value, ci, se, {', '.join(counts)}")
     if counts[how] is None:
         raise PaperError(f"{value.name!r} has no {how}")
     return p_value(counts[how]) if how == "p" else f"{counts[how]:,}"
@@ -45,7 +43,7 @@ def show(value: Value, how: str = "ci", digits: int | None = None) -> str:
 
 def p_value(p: float) -> str:
     """`p = 0.012`, or `p < 0.001`."""
-    return f"p{THIN}<{THIN}0.001" if p < 0.001 else f"p{THIN}={THIN}{p:.3f}"
+    return f"p{SPACE}<{SPACE}0.001" if p < 0.001 else f"p{SPACE}={SPACE}{p:.3f}"
 
 
 def fact(value: object, how: str = "value", digits: int | None = None) -> str:
@@ -63,5 +61,5 @@ def fact(value: object, how: str = "value", digits: int | None = None) -> str:
         return number(value, 0)
     if value and not 1e-3 <= abs(value) < 1e6:
         power = math.floor(math.log10(abs(value)))
-        return f"{value / 10**power:.3g}{THIN}{TIMES}{THIN}10{str(power).translate(SUPERSCRIPT)}"
+        return f"{value / 10**power:.3g}{SPACE}{TIMES}{SPACE}10{str(power).translate(SUPERSCRIPT)}"
     return f"{value:g}".replace("-", MINUS)

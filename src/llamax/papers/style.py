@@ -31,6 +31,7 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
         with plt.style.context(STYLE / "llamax.mplstyle"):
             figure = draw(*args, **kwargs)
             figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # laid out once, in this style; not again by whoever saves it
         plt.close(figure)
         return figure
 

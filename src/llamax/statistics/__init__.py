@@ -5,7 +5,16 @@ counts clusters, not items. Comparisons are paired, item by item.
 """
 
 from llamax.statistics.bootstrap import paired_bootstrap
-from llamax.statistics.estimates import Combined, Difference, Estimate, combine, mean, paired_difference, wilson
+from llamax.statistics.estimates import (
+    Combined,
+    Difference,
+    Estimate,
+    combine,
+    combine_strata,
+    mean,
+    paired_difference,
+    wilson,
+)
 from llamax.statistics.significance import exact_mcnemar, holm
 
 __all__ = [
@@ -13,6 +22,7 @@ __all__ = [
     "Difference",
     "Estimate",
     "combine",
+    "combine_strata",
     "exact_mcnemar",
     "holm",
     "mean",

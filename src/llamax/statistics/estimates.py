@@ -107,6 +107,25 @@ def combine(outcomes: np.ndarray, clusters: Sequence | None = None, level: float
     return Combined(grand, float(error), low, high, n, p_value, seeds, float(freedom))
 
 
+def combine_strata(
+    tables: Sequence[np.ndarray], clusters: Sequence[Sequence] | None = None, level: float = 0.95
+) -> Combined:
+    """Mean of the means of several strata [seeds, items of the stratum], with the interval of `combine`.
+
+    Strata are fixed (the tasks of a suite): each weighs the same whatever its number of items, and the spread between
+    their means is no noise (stratified sampling, Cochran 1977, ch. 5). Training seeds are shared by all strata,
+    clusters are not. With one stratum this is `combine`.
+
+    Raises: ParameterError: as `combine`.
+    """
+    total = sum(table.shape[1] for table in tables)
+    value = float(np.mean([table.mean() for table in tables]))
+    parts = [(table - table.mean()) * total / (len(tables) * table.shape[1]) for table in tables]
+    names = clusters or [range(table.shape[1]) for table in tables]
+    unique = [f"{number}/{name}" for number, group in enumerate(names) for name in group]
+    return combine(value + np.concatenate(parts, axis=1), unique, level)
+
+
 def crossed_error(totals: np.ndarray, items: int) -> tuple[float, float]:
     """Standard error of the grand mean and its degrees of freedom, from residual totals [seeds, clusters]."""
     seeds, count = totals.shape

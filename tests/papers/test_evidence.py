@@ -1,0 +1,109 @@
+"""What a name stands for: one run's own numbers, or several runs together with an interval over items and trainings."""
+
+import numpy as np
+import pytest
+from synthetic_results import NANO_TASKS, outcomes
+
+from llamax import statistics
+from llamax.errors import PaperError
+from llamax.instruction_tuning import analysis
+from llamax.papers.evidence import Evidence, Value, spread_of_runs
+from llamax.papers.show import fact, number, show
+from llamax.runs.records import Metric
+from llamax.runs.store import Store
+
+
+@pytest.fixture(scope="module")
+def evidence(made_up):
+    home, runs = made_up
+    return Evidence({**runs, "one": runs["nano"][:1]}, Store(home))
+
+
+def test_one_run_gives_what_the_direction_recorded_computed_anew_from_the_items(evidence):
+    for golden in analysis.metrics(outcomes(0, NANO_TASKS, ("plain", "chat"), 40, 2)):
+        found = evidence.value(f"one:{golden.name}")
+        assert found[1:7] == pytest.approx(
+            (golden.value, golden.n, golden.standard_error, golden.low, golden.high, golden.unit)
+        ), golden.name
+
+
+def test_several_runs_are_all_their_trainings_together(evidence):
+    parts = [outcomes(seed, NANO_TASKS, ("plain", "chat"), 40, 2) for seed in (0, 1)]
+    tables = [part[(part.method == "lora") & (part.protocol == "chat") & (part.task == "code")] for part in parts]
+    table = np.concatenate([t.pivot(index="replicate", columns="item", values="outcome").to_numpy() for t in tables])
+    columns = tables[0].pivot(index="replicate", columns="item", values="outcome").columns
+    clusters = tables[0].drop_duplicates("item").set_index("item").cluster.reindex(columns)
+    golden = statistics.combine(table, clusters.tolist())
+    found = evidence.value("nano:lora.chat.code.accuracy")
+    assert (found.value, found.low, found.high) == pytest.approx((golden.value, golden.low, golden.high))
+    assert (found.n, found.seeds) == (40, 4)
+
+
+def test_replicates_are_counted_on_and_the_base_is_kept_once(evidence):
+    items = evidence.items("nano")
+    assert sorted(items[items.method == "full"].replicate.unique()) == [0, 1, 2, 3]
+    assert list(items[items.method == "base"].replicate.unique()) == [0]
+    assert sorted(evidence.series("nano", "curves").replicate.unique()) == [0, 1, 2, 3]
+    assert len(items) == len(items.drop_duplicates(["item", "method", "protocol", "replicate"]))
+
+
+def test_a_comparison_of_two_methods_is_paired_and_turns_with_them(evidence):
+    one = evidence.compare("nano", "full.chat.overall", "lora.chat.overall")
+    two = evidence.compare("nano", "lora.chat.overall", "full.chat.overall")
+    assert (one.value, one.low, one.high) == pytest.approx((-two.value, -two.high, -two.low))
+    wide = evidence.compare("nano", "full.chat.overall", "lora.chat.overall", level=0.99)
+    assert wide.low < one.low < one.high < wide.high
+
+
+def test_without_a_protocol_two_protocols_are_ambiguous(evidence):
+    with pytest.raises(PaperError, match="name the protocol"):
+        evidence.compare("nano", "full.overall")
+    assert evidence.compare("smol", "full.overall", "base.overall").n == 160
+
+
+def test_facts_are_the_same_in_all_runs_and_costs_are_averaged(evidence):
+    assert evidence.fact("nano:parameters.train.learning_rate") == 5e-4
+    assert evidence.fact("nano:cost.wall_seconds") == 110
+    assert evidence.fact("nano:runs") == 2
+    with pytest.raises(PaperError, match="is not a single value"):
+        evidence.fact("nano:parameters.train")
+
+
+def test_metrics_without_items_spread_over_the_runs():
+    alone = Metric(name="speed", value=3.0, standard_error=0.5, low=2.0, high=4.0, n=9, unit="tokens/s")
+    assert spread_of_runs("a:speed", [alone])[1:7] == (3.0, 9, 0.5, 2.0, 4.0, "tokens/s")
+    bare = [Metric(name="speed", value=value) for value in (1.0, 2.0, 4.0)]
+    golden = statistics.mean([1.0, 2.0, 4.0])
+    assert spread_of_runs("a:speed", bare)[3:6] == pytest.approx(golden[1:4])
+    same = spread_of_runs("a:speed", [alone, alone])
+    assert same.standard_error == pytest.approx(0.5)
+    assert spread_of_runs("a:speed", [alone, alone.model_copy(update={"value": 9.0})]).standard_error > 3
+
+
+@pytest.mark.parametrize(
+    ("value", "how", "text"),
+    [
+        (Value("a:full.gain", 0.1234, 5, 0.01, 0.1, 0.149, "fraction"), "ci", "+12.3 [+10.0, +14.9]"),
+        (Value("a:full.gain", -0.0004, 5, 0.01, -0.1, 0.1, "fraction"), "ci", "0.0 [−10.0, +10.0]"),
+        (Value("a:full.accuracy", 0.5, 1200, 0.01, 0.1, 0.9, "fraction"), "se", "50.0 ± 1.0"),
+        (Value("a:full.accuracy", 0.5, 1200, 0.01, 0.1, 0.9, "fraction"), "n", "1,200"),
+        (Value("a:base.text_loss", 2.41267, 5, unit="nats/token"), "value", "2.413"),
+        (Value("a:x", 1, p_value=0.0004), "p", "p < 0.001"),
+        (Value("a:x", 1, p_value=0.0123), "p", "p = 0.012"),
+    ],
+)
+def test_how_values_are_written(value, how, text):
+    assert show(value, how).replace("\N{NO-BREAK SPACE}", " ") == text
+
+
+@pytest.mark.parametrize("how", ["ci", "se", "p", "n"])
+def test_what_was_not_recorded_is_not_shown(how):
+    with pytest.raises(PaperError, match="'a:x'"):
+        show(Value("a:x", 1.0), how)
+
+
+def test_how_facts_are_written():
+    texts = [fact(v).replace("\N{NO-BREAK SPACE}", " ") for v in (52002, 2e-5, 0.05, 1.0, True, "cosine", 0, -0.5)]
+    assert texts == ["52,002", "2 × 10⁻⁵", "0.05", "1", "yes", "cosine", "0", "−0.5"]
+    assert fact(150.0, "minutes") == "2" and fact(150.0, "minutes", 1) == "2.5"
+    assert number(-0.04, 1) == "0.0" and number(-0.06, 1) == "−0.1"
