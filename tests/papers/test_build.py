@@ -146,7 +146,7 @@ def test_a_claim_without_outcomes_or_with_a_wrong_field(paper):
     fails(_line(paper, "::: {.claims}"), "hold no outcomes of 'base.chat.knowhow'")
     edit(paper / "claims.yaml", "threshold: 0.9", "threshold: 0.9\n  treshold: 1")
     with pytest.raises(
-        PaperError, match=r"claims\.yaml: wrong: unknown parameter 'treshold': did you mean 'threshold'"
+        PaperError, match=r"claims\.yaml: claim 3: unknown parameter 'treshold': did you mean 'threshold'"
     ):
         build.check_paper("9.9.9")
 

@@ -55,6 +55,15 @@ def test_a_comparison_of_two_methods_is_paired_and_turns_with_them(evidence):
     assert wide.low < one.low < one.high < wide.high
 
 
+def test_runs_that_do_not_ask_the_same_items_are_not_compared(evidence, monkeypatch):
+    items = evidence.items("nano").copy()
+    rows = (items.method == "lora") & (items.item == "code-3")
+    items.loc[rows, "item"] = "code-99"
+    monkeypatch.setattr(evidence, "_kept", {("items", "nano"): items})
+    with pytest.raises(PaperError, match="do not share their items"):
+        evidence.compare("nano", "full.chat.code", "lora.chat.code")
+
+
 def test_without_a_protocol_two_protocols_are_ambiguous(evidence):
     with pytest.raises(PaperError, match="name the protocol"):
         evidence.compare("nano", "full.overall")

@@ -17,8 +17,15 @@ from llamax.errors import LlamaxError, PaperError
 from llamax.runs.records import Record
 from llamax.runs.store import Store
 
-Table = tuple[np.ndarray, list[str]]
-"""Outcomes [trainings, items] and the cluster of each item."""
+
+class Table(NamedTuple):
+    """Outcomes [trainings, items], the name of each item and its cluster."""
+
+    outcomes: np.ndarray
+    items: list[str]
+    clusters: list[str]
+
+
 RECORDED_TO = 1e-6  # a record and its items may differ by this share: parquet keeps float64, figures come from float32
 
 
@@ -60,7 +67,9 @@ class Evidence:
         Raises: PaperError: no such outcomes, or two that do not share their items or trainings.
         """
         parts = self._paired(alias, after, before)
-        found = statistics.combine_strata([table for table, _ in parts], [names for _, names in parts], level)
+        found = statistics.combine_strata(
+            [table.outcomes for table in parts], [table.clusters for table in parts], level
+        )
         limits = (None if np.isnan(x) else x for x in (found.standard_error, found.low, found.high, found.p_value))
         error, low, high, p_value = limits
         return Value(f"{alias}:{after}", found.value, found.n, error, low, high, "", p_value, found.seeds)
@@ -165,11 +174,11 @@ class Evidence:
         if before and left.keys() != right.keys():
             raise PaperError(f"{after!r} and {before!r} of {alias!r} do not share their tasks")
         parts = []
-        for task, (table, clusters) in left.items():
-            other = right[task][0] if before else np.zeros((1, 1))
-            if before and (other.shape[1] != table.shape[1] or len({1, len(other), len(table)}) > 2):
+        for task, table in left.items():
+            other = right[task] if before else table._replace(outcomes=np.zeros((1, 1)))
+            if other.items != table.items or len({1, len(other.outcomes), len(table.outcomes)}) > 2:
                 raise PaperError(f"{after!r} and {before!r} of {alias!r} do not share their items and trainings")
-            parts.append((table - other, clusters))
+            parts.append(table._replace(outcomes=table.outcomes - other.outcomes))
         return parts
 
     def _once(self, key: tuple, compute: Callable[[], Any]) -> Any:
@@ -225,7 +234,7 @@ def _table(group: pd.DataFrame, selection: str) -> Table:
     if table.isna().to_numpy().any():
         raise PaperError(f"the trainings behind {selection!r} do not share their items")
     clusters = group.drop_duplicates("item").set_index("item").cluster.reindex(table.columns)
-    return table.to_numpy(dtype=float), clusters.astype(str).tolist()
+    return Table(table.to_numpy(dtype=float), table.columns.tolist(), clusters.astype(str).tolist())
 
 
 def _count_on(frames: list[pd.DataFrame]) -> pd.DataFrame:

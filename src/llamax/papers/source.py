@@ -62,8 +62,11 @@ class Source:
         self.lock = self._parse(Lock, self._json("lock.json"), "lock.json")
         quoted = self._yaml("quoted.yaml") or {}
         self.quoted = {name: self._parse(Quoted, value, f"quoted.yaml: {name}") for name, value in quoted.items()}
-        claims = self._yaml("claims.yaml") or []
-        self.claims = {value["id"]: self._parse(Claim, value, f"claims.yaml: {value['id']}") for value in claims}
+        parsed = [
+            self._parse(Claim, value, f"claims.yaml: claim {number}")
+            for number, value in enumerate(self._yaml("claims.yaml") or [], 1)
+        ]
+        self.claims = {claim.id: claim for claim in parsed}
         self.citations = set(re.findall(r"^\s*@\w+\{\s*([^,\s]+)", self._read("refs.bib"), flags=re.MULTILINE))
         for name, quote in self.quoted.items():
             if quote.source not in self.citations:
