@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llamax.errors import DataError, ModelError, ParameterError
@@ -160,6 +160,7 @@ def test_mmlu_shows_the_first_development_rows(local_data):
     assert [request.args[1] for request in part.requests] == [" A", " B", " C", " D"]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the clock is no part of the property
 @given(
     st.dictionaries(st.text("abcdefgh", min_size=1, max_size=3), st.integers(1, 40), min_size=1, max_size=8),
     st.integers(1, 100),
