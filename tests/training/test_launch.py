@@ -111,8 +111,7 @@ def test_no_rank_outlives_the_launching_process(tmp_path, tiny_model, tiny_token
     job = new_job(tmp_path, tiny_model, tiny_tokenizer, train=config)
     (tmp_path / "job.json").write_text(job.model_dump_json())
     code = f"""
-        import base64
-import json
+        import json
         from llamax.training.config import Job
         from llamax.training.launch import launch
         launch(Job.parse(json.load(open({str(tmp_path / "job.json")!r}))), on_step=lambda m: print(m.step, flush=True))
