@@ -29,7 +29,7 @@ $(STAMP): constraints.txt pyproject.toml
 	@touch $@
 
 demo: setup  ## notebook 01 at profile nano, its result table, the paper's PDF
-	$(BIN)/llamax run instruction_tuning --profile nano
+	$(BIN)/llamax run instruction_tuning --profile nano --verify
 	$(BIN)/llamax results instruction_tuning --profile nano
 	$(BIN)/llamax paper build 3.0.1
 

@@ -15,8 +15,6 @@ from llamax.errors import LlamaxError, ParameterError, RunError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from llamax.runs import Record
-
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -53,20 +51,23 @@ def run(
     parameter: Annotated[
         list[str] | None, typer.Option("-p", "--parameter", help="name=value; the name may be dotted", metavar="K=V")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="compute again what is there")] = False,
+    force: Annotated[bool, typer.Option("--force", help="compute again what is there, and replace it")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="compute again what is there, and compare")] = False,
 ) -> None:
     """Run a direction's notebook; a run that is there already is returned at once."""
     from llamax.runs.directions import directions
 
+    if force and verify:
+        raise ParameterError("--force replaces what is published, --verify compares with it: choose one")
     overrides = read_overrides(parameter or [])
     profile, seed = overrides.pop("profile", profile), overrides.pop("seed", seed)
     if direction != "all":
-        _run_one(direction, profile, overrides, seed, force)
+        _run_one(direction, profile, overrides, seed, force, verify)
         return
     failed = []
     for name in directions():
         try:
-            _run_one(name, profile, overrides, seed, force)
+            _run_one(name, profile, overrides, seed, force, verify)
         except LlamaxError as error:
             print(f"{name}: failed: {one_line(error)}", file=sys.stderr)
             failed.append(name)
@@ -213,16 +214,22 @@ def _number(value: float | None) -> str:
     return "" if value is None or value != value else f"{value:.4g}"
 
 
-def _run_one(direction: str, profile: str, overrides: dict[str, Any], seed: int, force: bool) -> "Record":
-    """Run one direction and say where its record is."""
+def _run_one(direction: str, profile: str, overrides: dict[str, Any], seed: int, force: bool, verify: bool) -> None:
+    """Run one direction and say where its record is, or whether it repeats the published one."""
     import time
 
+    from llamax.runs import Store, compare
     from llamax.runs.notebook import execute
     from llamax.runs.store import UNRECORDED
 
     start = time.perf_counter()
-    record = execute(direction, profile, overrides, seed, force=force)
+    record = execute(direction, profile, overrides, seed, force=force, verify=verify)
     seconds = time.perf_counter() - start
     where = "runs" if record.profile == UNRECORDED else "results"
     print(f"{record.status}: {where}/{record.direction}/{record.run} ({len(record.metrics)} metrics, {seconds:.1f} s)")
-    return record
+    published = Store().find(record.key) if verify else None
+    if published and published.started != record.started:
+        found = compare(published, record)
+        print(found)
+        if found.different:
+            raise RunError(f"{record.direction}/{record.run}: not reproduced: {found}")

@@ -43,7 +43,9 @@ def test_run_reads_profile_and_seed_among_the_overrides_too(home, monkeypatch):
     calls = []
     monkeypatch.setattr(cli, "_run_one", lambda *arguments: calls.append(arguments))
     runner.invoke(cli.app, ["run", "toy", "-p", "seed=3", "-p", "learning_rate=1e-4", "--profile", "test", "--force"])
-    assert calls == [("toy", "test", {"learning_rate": 1e-4}, 3, True)]
+    assert calls == [("toy", "test", {"learning_rate": 1e-4}, 3, True, False)]
+    refused = runner.invoke(cli.app, ["run", "toy", "--force", "--verify"]).exception
+    assert str(refused).endswith("choose one")
 
 
 def test_run_all_goes_on_after_a_failure_and_ends_with_an_error(home, monkeypatch, done):

@@ -73,6 +73,23 @@ def test_a_run_is_recorded_and_a_second_one_is_read_back_without_a_kernel(home, 
     assert heard.count("at work\n") == 2
 
 
+def test_verify_computes_again_compares_and_leaves_what_is_published(home):
+    record = execute("toy", overrides={"learning_rate": 1e-4}, verify=True, progress=len)  # nothing there yet
+    published = home / "results" / "toy" / record.run / "result.json"
+    before = published.read_bytes()
+    arguments = ("run", "toy", "-p", "learning_rate=1e-4", "--verify")
+    done = subprocess.run(command(*arguments), capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "at work" in done.stderr
+    assert done.stdout.endswith("reproduced: 1 of 1 numbers identical\n")
+    assert published.read_bytes() == before
+    published.write_text(before.decode().replace('"low": 0.3', '"low": 0.6'))
+    done = subprocess.run(command(*arguments), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "not reproduced: 0 of 1 numbers identical, 0 within their interval, 1 different: accuracy" in done.stderr
+    assert not list((home / "runs").glob("*/*/verify"))
+
+
 def test_plain_papermill_records_the_same_and_refuses_what_the_notebook_does_not_take(home):
     import papermill
 

@@ -11,9 +11,21 @@
 started does not make the results of the notebooks stale. Nothing here imports torch.
 """
 
+from llamax.runs.compare import Comparison, compare
 from llamax.runs.parameters import parse_parameters
 from llamax.runs.records import Cost, Metric, Provenance, Record
 from llamax.runs.session import Run, begin
 from llamax.runs.store import Store
 
-__all__ = ["Cost", "Metric", "Provenance", "Record", "Run", "Store", "begin", "parse_parameters"]
+__all__ = [
+    "Comparison",
+    "Cost",
+    "Metric",
+    "Provenance",
+    "Record",
+    "Run",
+    "Store",
+    "begin",
+    "compare",
+    "parse_parameters",
+]

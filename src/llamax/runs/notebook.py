@@ -20,7 +20,7 @@ from llamax.runs.keys import Key, run_key
 from llamax.runs.locks import hold
 from llamax.runs.parameters import parse_parameters
 from llamax.runs.records import Record
-from llamax.runs.session import busy, force_mark, last_line, new_record, now, run_name
+from llamax.runs.session import busy, force_mark, last_line, new_record, now, run_name, verify_mark
 from llamax.runs.store import GONE, Store
 
 QUIET = ["--log-level=40"]
@@ -35,10 +35,14 @@ def execute(
     seed: int = 0,
     *,
     force: bool = False,
+    verify: bool = False,
     store: Store | None = None,
     progress: Callable[[str], None] = lambda text: print(text, end="", file=sys.stderr, flush=True),
 ) -> Record:
     """Run the notebook of `direction` and return its record; if the same run is complete already, return that.
+
+    `force` computes it again and publishes it in the place of what is there. `verify` computes it again, leaves what is
+    published as it is, and returns the new record for `compare`; where nothing is published yet it changes nothing.
 
     What the notebook prints goes to `progress` as it comes. The executed notebook stays in `runs/`, however it ended.
 
@@ -49,12 +53,13 @@ def execute(
     store = store or Store()
     config = parse_parameters(direction, profile, seed, overrides)
     key = run_key(direction, config)
-    found = None if force else store.find(key.digest)
-    if found:
+    found = store.find(key.digest)
+    if found and not force and not verify:
         return found
     scratch, begun = store.scratch(direction, run_name(config, key)), now()
     with _alone(scratch, direction), _settling(store, direction, config, key):
-        with _forced(scratch, force):
+        mark = verify_mark(scratch) if verify and found else force_mark(scratch) if force else None
+        with _marked(mark):
             progress(f"{notebook_of(direction).name}: profile {profile}, seed {seed} -> {records.shown(scratch)}\n")
             _papermill(
                 notebook_of(direction),
@@ -159,13 +164,15 @@ def _alone(scratch: Path, direction: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _forced(scratch: Path, force: bool) -> Iterator[None]:
-    if force:
-        force_mark(scratch).touch()
+def _marked(mark: Path | None) -> Iterator[None]:
+    """Leave a mark for the kernel's `begin` while the block runs."""
+    if mark:
+        mark.touch()
     try:
         yield
     finally:
-        force_mark(scratch).unlink(missing_ok=True)
+        if mark:
+            mark.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

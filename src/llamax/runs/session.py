@@ -46,7 +46,7 @@ def begin(direction: str, config: Config, *, store: Store | None = None) -> "Run
     """Begin the run of `direction` with `config`, or return the one that is there (`reused` is True).
 
     Checkpoints that an earlier, unfinished attempt of the same key left in `scratch` stay, for training to resume from;
-    at profile `test`, and after `llamax run --force`, the run starts from nothing.
+    at profile `test`, and after `llamax run --force` or `--verify`, the run starts from nothing.
 
     Raises: RunError: the same run is being computed by another process. LlamaxError: an input is missing.
     """
@@ -54,7 +54,8 @@ def begin(direction: str, config: Config, *, store: Store | None = None) -> "Run
     key = run_key(direction, config)
     run = run_name(config, key)
     scratch = store.scratch(direction, run)
-    anew = force_mark(scratch).exists() or config.profile == UNRECORDED
+    verifies = verify_mark(scratch).exists()
+    anew = verifies or force_mark(scratch).exists() or config.profile == UNRECORDED
     found = None if anew else store.find(key.digest)
     if found:
         return Run(store, found, config, None)
@@ -66,7 +67,7 @@ def begin(direction: str, config: Config, *, store: Store | None = None) -> "Run
     _clear(scratch, everything=anew)
     record = new_record(direction, config, key)
     records.write(record, scratch)
-    return Run(store, record, config, lock)
+    return Run(store, record, config, lock, publishes=not verifies and config.profile != UNRECORDED)
 
 
 class Run:
@@ -76,13 +77,16 @@ class Run:
     whatever is too big to publish), `reused`, `record`.
     """
 
-    def __init__(self, store: Store, record: Record, config: Config, lock: "FileLock | None") -> None:
+    def __init__(
+        self, store: Store, record: Record, config: Config, lock: "FileLock | None", *, publishes: bool = True
+    ) -> None:
         self.store, self.config, self.record = store, config, record
         self.direction, self.key = record.direction, record.key
         self.folder = store.folder(record.direction, record.run)
         self.scratch = store.scratch(record.direction, record.run)
         self.reused = lock is None
         self._lock, self._pid, self._start = lock, os.getpid(), time.perf_counter()
+        self._publishes = publishes
         if lock is not None:
             (self.scratch / "record").mkdir(exist_ok=True)
             _open[self.scratch] = self
@@ -193,7 +197,7 @@ class Run:
     def complete(self) -> Record:
         """End the run and publish it; on a reused run nothing happens. Raises: RunError: failed, or without a metric.
 
-        A run at profile `test` is complete where it worked, but not published.
+        A run at profile `test`, or one that verifies a published one, is complete where it worked, but not published.
         """
         if self.reused:
             return self.record
@@ -209,7 +213,7 @@ class Run:
             flops=self.record.cost.flops,
         )
         done = self.record.replace(status="complete", finished=now(), cost=cost)
-        if done.profile != UNRECORDED:
+        if self._publishes:
             self.store.publish(done)
         self._close(done)
         return done
@@ -278,6 +282,11 @@ def busy(direction: str, run: str) -> str:
 def force_mark(scratch: Path) -> Path:
     """The file whose presence tells `begin` to compute the run although it is there."""
     return scratch / "force"
+
+
+def verify_mark(scratch: Path) -> Path:
+    """The file whose presence tells `begin` to compute the run although it is there, and not to publish it again."""
+    return scratch / "verify"
 
 
 def new_record(direction: str, config: Config, key: Key) -> Record:

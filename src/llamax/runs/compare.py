@@ -1,0 +1,40 @@
+"""Two records of the same run, number by number: was it reproduced?"""
+
+from typing import NamedTuple
+
+from llamax.runs.records import Metric, Record
+
+
+class Comparison(NamedTuple):
+    """Names of the published record's metrics, by how another record of the same run repeats them."""
+
+    identical: list[str]
+    within: list[str]  # another value, inside the published 95% interval
+    different: list[str]  # outside it, or without an interval, or absent
+
+    def __str__(self) -> str:
+        total = sum(map(len, self))
+        if len(self.identical) == total:
+            return f"reproduced: {total} of {total} numbers identical"
+        return (
+            f"{len(self.identical)} of {total} numbers identical, {len(self.within)} within their interval, "
+            f"{len(self.different)} different{': ' + ', '.join(self.different[:5]) if self.different else ''}"
+        )
+
+
+def compare(published: Record, again: Record) -> Comparison:
+    """Sort the metrics of `published` by what became of them in `again`."""
+    found = Comparison([], [], [])
+    for name, metric in published.metrics.items():
+        found[_fate(metric, again.metrics.get(name))].append(name)
+    return found
+
+
+def _fate(published: Metric, again: Metric | None) -> int:
+    """Which list of `Comparison` a metric belongs to."""
+    if again is None:
+        return 2
+    if again == published:
+        return 0
+    known = published.low is not None and published.high is not None
+    return 1 if known and published.low <= again.value <= published.high else 2
