@@ -37,6 +37,8 @@ def ranks(tmp_path_factory):
     cases = [case(folder / f"stage-{stage}", sharded(stage), gradients=True) for stage in STAGES]
     cases += [case(folder / "cut", config), case(folder / "whole", config)]
     cases += [case(folder / "lora", sharded(3, max_steps=4, lora=LoraConfig(rank=4), micro_batch=2))]
+    cases += [case(folder / "bf16", sharded(3, precision="bf16", micro_batch=1, gradient_checkpointing=True))]
+    cases += [case(folder / "offload", sharded(3, offload_optimizer=True, offload_parameters=True, max_steps=4))]
     assert run_ranks(2, cases, folder) == [0, 0], log_of(folder)
     return folder
 
@@ -80,3 +82,10 @@ def test_zero3_trains_adapters_and_merges_them(ranks):
     base = dict(new_model().named_parameters())
     moved = {name for name in weights if not torch.equal(weights[name], base[name])}
     assert moved == {name for name in weights if "_proj" in name}
+
+
+def test_bf16_and_offload_follow_fp32(ranks):
+    expected = result(ranks / "whole")[0].losses
+    assert result(ranks / "bf16")[0].losses == pytest.approx(expected, rel=2e-3)
+    # Its schedule has 4 steps instead of 10; the first two updates have (nearly) the same rate.
+    assert result(ranks / "offload")[0].losses[:2] == pytest.approx(expected[:2], rel=1e-5)

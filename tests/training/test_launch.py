@@ -74,7 +74,7 @@ def test_visible_devices_are_kept(monkeypatch, tmp_path):
     job = Job(model="m", rows="r", train=new_config(engine="deepspeed", ranks=2), out="o", template="")
     command = launcher._command(job, tmp_path, 1234)
     world = next(word for word in command if word.startswith("--world_info=")).removeprefix("--world_info=")
-    assert json.loads(base64.urlsafe_b64decode(world)) == {"localhost": [5, 7]}
+    assert json.loads(base64.urlsafe_b64decode(world)) == {"localhost": ["5", "7"]}
 
 
 def test_launched_job_is_followed_and_saved(tmp_path, tiny_model, tiny_tokenizer):

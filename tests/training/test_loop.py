@@ -138,6 +138,7 @@ def test_nothing_to_learn_is_an_error(tmp_path):
         ({"ranks": 2}, "engine 'torch' is one device"),
         ({"engine": "deepspeed", "offload_parameters": True}, "needs zero_stage 3"),
         ({"engine": "deepspeed", "offload_optimizer": True}, "needs zero_stage 1, 2 or 3"),
+        ({"engine": "deepspeed", "precision": "bf16"}, "bf16 with engine 'deepspeed' needs zero_stage"),
         ({"learning_rate": 0}, "learning_rate"),
         ({"learning_rat": 1e-4}, "did you mean 'learning_rate'"),
     ],

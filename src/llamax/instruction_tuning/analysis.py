@@ -12,6 +12,7 @@ import pandas as pd
 from llamax import statistics
 
 TEXT = "text_loss"  # the task name of the plain-text loss; its outcome is nats per token of one held-out document
+COUNTED_ELSEWHERE = ("truthfulqa_mc1",)  # the overall gain counts TruthfulQA once, by MC2
 KEYS = ["method", "protocol", "task"]
 
 
@@ -53,23 +54,18 @@ def metrics(items: pd.DataFrame) -> list[Metric]:
 def overall_gains(items: pd.DataFrame) -> list[Metric]:
     """Mean of the tasks' gains per method and protocol; every task weighs the same, whatever its number of items.
 
-    Tasks are strata, fixed by the suite: an item's difference is taken from its task's mean and weighted by
-    total / (tasks * items of its task), so that `statistics.combine` sees the spread within tasks and over training
-    seeds, not the spread between tasks.
+    Tasks are strata, fixed by the suite; `statistics.combine_strata` gives the interval over items and training seeds.
     """
     found = []
-    scored = items[(items.task != TEXT) & (items.method != "base")]
+    scored = items[~items.task.isin((TEXT, *COUNTED_ELSEWHERE)) & (items.method != "base")]
     for (method, protocol), group in scored.groupby(["method", "protocol"], sort=False):
-        tables, clusters = {}, []
+        tables, clusters = [], []
         for task, rows in group.groupby("task", sort=False):
-            outcome, cluster = replicate_table(rows)
-            tables[task] = outcome - baseline(items, protocol, task)
-            clusters += [f"{task}/{name}" for name in cluster]
-        overall, total = np.mean([table.mean() for table in tables.values()]), len(clusters)
-        weighted = [(table - table.mean()) * total / (len(tables) * table.shape[1]) for table in tables.values()]
-        combined = statistics.combine(overall + np.concatenate(weighted, axis=1), clusters)
+            outcomes, names = replicate_table(rows)
+            tables.append(outcomes - baseline(items, protocol, task))
+            clusters.append(names)
         name = ".".join(part for part in (method, "" if protocol == "lm-eval" else protocol) if part)
-        found.append(_metric(f"{name}.overall.gain", combined, "fraction"))
+        found.append(_metric(f"{name}.overall.gain", statistics.combine_strata(tables, clusters), "fraction"))
     return found
 
 

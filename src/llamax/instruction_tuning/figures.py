@@ -46,8 +46,8 @@ def gains(found: list[Metric], protocol: str = "") -> Figure:
         )
     axes.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     axes.set_xticks(range(len(names)), [name.replace("_", " ") for name in names])
-    axes.set(ylabel="gain over base (points)", title=f"protocol {protocol}" if protocol else None)
-    axes.legend()
+    axes.set(ylabel="gain over base (points)")
+    figure.legend(loc="outside upper center", ncols=len(methods))
     return figure
 
 
@@ -73,5 +73,5 @@ def trade_off(found: list[Metric], protocol: str = "") -> Figure:
     axes.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     axes.axvline(0, color="0.6", linewidth=0.8, zorder=0)
     axes.set(xlabel="forgetting (nats/token)", ylabel="overall gain (points)")
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=2)
     return figure

@@ -3,6 +3,8 @@
 Whatever is on this disk is loaded without asking the hub: no call, no wait for a network that is not there.
 """
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +18,10 @@ from llamax.models.fingerprint import file_hash
 from llamax.models.save import check_files
 from llamax.models.source import Source, cache_folder, find
 from llamax.models.vocabulary import check_special_tokens, set_pad_token
+
+if not shutil.which("nvidia-smi"):
+    # transformers imports DeepSpeed, which would warn that it saw no GPU.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 __all__ = ["Loaded", "check_special_tokens", "load", "load_tokenizer"]
 

@@ -56,6 +56,9 @@ class TrainConfig(Config):
             raise ValueError(f"batch_size {self.batch_size} must be a multiple of {pieces}")
         if self.engine == "torch" and (self.ranks > 1 or self.zero_stage or self.offload_optimizer):
             raise ValueError("engine 'torch' is one device: ranks, zero_stage and offload need engine 'deepspeed'")
+        if self.engine == "deepspeed" and self.precision == "bf16" and not self.zero_stage:
+            # DeepSpeed 0.19.8 takes an empty optimizer step when it starts there, so Adam's bias correction is off.
+            raise ValueError("precision bf16 with engine 'deepspeed' needs zero_stage 1, 2 or 3")
         if self.offload_optimizer and not self.zero_stage:
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
         if self.offload_parameters and self.zero_stage != 3:

@@ -114,6 +114,7 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
         "train_batch_size": config.batch_size,
         "gradient_clipping": config.grad_clip,
         "bf16": {"enabled": config.precision == "bf16"},
+        "data_types": {"grad_accum_dtype": "fp32"},  # as in `MasterAdamW`: micro-batches are summed in fp32
         "zero_optimization": zero,
         "optimizer": {"type": "AdamW", "params": adam},
         "steps_per_print": 10**9,

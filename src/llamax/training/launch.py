@@ -68,7 +68,7 @@ def _command(job: Job, folder: Path, port: int) -> list[str]:
     if job.hostfile:
         runner = ["deepspeed.launcher.runner", "--hostfile", job.hostfile, "--master_port", str(port)]
         return python + runner + worker
-    visible = [int(device) for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
+    visible = [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]  # or UUIDs
     devices = visible[: job.train.ranks] or list(range(job.train.ranks))
     world = base64.urlsafe_b64encode(json.dumps({"localhost": devices}).encode()).decode()
     launcher = ["deepspeed.launcher.launch", f"--world_info={world}", "--master_addr=127.0.0.1"]

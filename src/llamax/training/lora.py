@@ -1,5 +1,7 @@
 """Low-rank adapters, by peft."""
 
+import warnings
+
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, TaskType, get_peft_model
 from transformers import PreTrainedModel
@@ -20,7 +22,9 @@ def apply_lora(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
         lora_dropout=config.dropout,
         target_modules=targets,
     )
-    return get_peft_model(model, peft_config)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft asks for it
+        return get_peft_model(model, peft_config)
 
 
 def merge_lora(model: PeftModel) -> PreTrainedModel:
