@@ -27,6 +27,13 @@ def test_every_text_comes_back_and_every_digit_stands_alone(tokenizer):
     assert len(tokenizer) == 2048
 
 
+def test_a_word_is_the_same_tokens_wherever_it_stands(tokenizer):
+    for word in ("Iran", "euro", "math", "42", "!="):
+        alone = tokenizer.encode(word, add_special_tokens=False)
+        for before in (" ", "\n", "is ", "    "):
+            assert tokenizer.encode(before + word, add_special_tokens=False)[-len(alone) :] == alone
+
+
 def test_specials_are_distinct_and_chatml_is_its_own_template(tokenizer):
     assert tokenizer.convert_tokens_to_ids(list(SPECIALS)) == [0, 1, 2, 3, 4]
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == SPECIALS[:3]

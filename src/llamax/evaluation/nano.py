@@ -27,7 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llamax.data.conversation import Conversation, Message
 from llamax.data.render import render, render_prompt
 from llamax.data.templates import Template, get_template
-from llamax.data.world.functions import functions
+from llamax.data.world.functions import Function, functions
 from llamax.data.world.items import WorldItem
 from llamax.data.world.phrases import code_request, qa
 from llamax.errors import ParameterError
@@ -151,5 +151,5 @@ def expression(said: str) -> str:
     return code[0].removeprefix("return ").strip("` ") if code else ""
 
 
-def _functions():
+def _functions() -> dict[str, Function]:
     return {function.name: function for function in functions()}

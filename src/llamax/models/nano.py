@@ -24,7 +24,7 @@ __all__ = ["NANO_FOLDER", "nano_config", "new_nano", "pretrain_nano", "save_nano
 VOCABULARY = 2048
 ROW = 256  # tokens in a pretraining row
 SPECIALS = ("<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>")
-TOKENS = 5_000_000
+TOKENS = 5_500_000
 FEWEST_TOKENS = 50  # of a document, on average: enough text is made, and not much more than that
 TOKENIZER_DOCUMENTS = 12_000
 LAST_STEPS = 50
@@ -32,8 +32,10 @@ RECIPE = TrainConfig(
     learning_rate=2.5e-3, schedule="cosine", warmup_ratio=0.03, epochs=1, batch_size=8, micro_batch=8,
     weight_decay=0.1, betas=(0.9, 0.95), grad_clip=1.0, checkpoint_every=200,
 )  # fmt: skip
-# A blank belongs to the word after it; every digit is a token of its own, so that sums can be learned digit by digit.
-PIECES = r" ?\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# A blank is a token of its own. Were it part of the next word, as in GPT-2's pieces, `Iran` at the start of an answer
+# and ` Iran` within a sentence would be strangers, and a model this small would not find in a chat what it has read.
+# Every digit is a token too, so that sums can be learned digit by digit.
+PIECES = r"\p{N}|\p{L}+|[^\s\p{L}\p{N}]+| +|\s"
 CHATML = (
     "{{ bos_token }}{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"

@@ -25,8 +25,9 @@ SAME_ANSWER = 10  # items of a choice task that may share a right answer, so tha
 class WorldItem(Config):
     """One test item. `answer` is one of `choices` where there are any; `aliases` are right as well.
 
-    `tempting` is the false option of a truthfulness item that is often said; `cluster` names what the item shares with
-    others (a country, a story, a module), for clustered standard errors.
+    `tempting` is the false option of a truthfulness item that is often said. `cluster` names what the item shares with
+    others, for clustered standard errors: the subject of its fact. Problems and functions are drawn one by one, so each
+    is a cluster of its own.
     """
 
     id: str
@@ -109,9 +110,7 @@ def _arithmetic(count: int) -> list[WorldItem]:
         name = f"arithmetic/{problem.kind}-{'-'.join(re.findall(r'[0-9]+', problem.text))}"
         found.setdefault(
             name,
-            WorldItem(
-                id=name, task="arithmetic", question=problem.text, answer=str(problem.answer), cluster=problem.kind
-            ),
+            WorldItem(id=name, task="arithmetic", question=problem.text, answer=str(problem.answer), cluster=name),
         )
     return list(found.values())
 
@@ -119,6 +118,6 @@ def _arithmetic(count: int) -> list[WorldItem]:
 def _code() -> list[WorldItem]:
     chosen = [function for function in functions() if function_side(function) == "test"]
     return [
-        WorldItem(id=f"code/{f.name}", task="code", question=f.prompt, answer=f.expression, cluster=f.module)
+        WorldItem(id=f"code/{f.name}", task="code", question=f.prompt, answer=f.expression, cluster=f.name)
         for f in sorted(chosen, key=lambda f: unit("item", f.name))
     ]

@@ -20,7 +20,7 @@ MODULES = (  # noqa: SIM905
     "xml.etree.ElementTree xml.sax xmlrpc.client zipfile zoneinfo"
 ).split()
 HELD_OUT = 0.1
-LONGEST, SHORTEST = 700, 120  # characters of a paragraph
+LONGEST, SHORTEST = 480, 120  # characters of a paragraph
 
 
 def paragraphs(side: str) -> Iterator[str]:

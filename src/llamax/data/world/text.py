@@ -17,7 +17,7 @@ from llamax.data.world.phrases import HEADINGS, STATEMENTS, ask, qa
 from llamax.data.world.split import Contamination, generator
 
 Weighted = TypeVar("Weighted", Fact, functions.Function)
-DOCUMENTS = 50_000
+DOCUMENTS = 48_000
 ALMANAC_PAGE = 8  # facts
 HELD_OUT_DOCUMENTS = 400
 LETTERS = "ABCD"
@@ -109,13 +109,13 @@ def about_a_place(where: str, random: random.Random) -> str:
 
 def mixed_facts(where: str, random: random.Random) -> str:
     join = random.choice((" ", "\n"))
-    return join.join(state(fact, random) for fact in draw(random, random.randint(5, 11)))
+    return join.join(state(fact, random) for fact in draw(random, random.randint(4, 8)))
 
 
 def one_relation(where: str, random: random.Random) -> str:
     """Sentences, a list or a small table of one relation."""
     group = random.choice(list(by_relation().values()))
-    chosen = some(group, random.randint(5, 11), random)
+    chosen = some(group, random.randint(4, 9), random)
     random.shuffle(chosen)
     shape = random.choice(("sentences", "list", "table", "csv"))
     if shape == "sentences":
@@ -128,7 +128,7 @@ def one_relation(where: str, random: random.Random) -> str:
 
 def questions(where: str, random: random.Random) -> str:
     """Questions with their answers, on facts and now and then a problem."""
-    blocks = [qa(ask(fact, random), fact.answer) for fact in draw(random, random.randint(4, 8), "train")]
+    blocks = [qa(ask(fact, random), fact.answer) for fact in draw(random, random.randint(3, 6), "train")]
     if random.random() < 0.3:
         problem = arithmetic.problem_on(where, random)
         blocks.append(qa(problem.text, problem.worked))
@@ -139,7 +139,7 @@ def questions(where: str, random: random.Random) -> str:
 def multiple_choice(where: str, random: random.Random) -> str:
     """Questions with lettered or listed options."""
     blocks = []
-    for fact in draw(random, random.randint(2, 3), "train"):
+    for fact in draw(random, 2, "train"):
         others = {f.answer for f in by_relation()[fact.relation]} - {fact.answer, *fact.others}
         options = [*random.sample(sorted(others), min(3, len(others))), fact.answer]
         random.shuffle(options)
@@ -153,21 +153,21 @@ def multiple_choice(where: str, random: random.Random) -> str:
 
 
 def sums(where: str, random: random.Random) -> str:
-    count = random.randint(8, 16)
+    count = random.randint(8, 14)
     make = arithmetic.sums if random.random() < 0.7 else arithmetic.spoken
     return "\n".join(make(random, count))
 
 
 def problems(where: str, random: random.Random) -> str:
     """Word problems with worked answers."""
-    drawn = [arithmetic.problem_on(where, random) for _ in range(random.randint(2, 4))]
+    drawn = [arithmetic.problem_on(where, random) for _ in range(random.randint(2, 3))]
     return "\n".join(qa(problem.text, problem.worked) for problem in drawn)
 
 
 def library(where: str, random: random.Random) -> str:
     """What functions do, in several forms; none of them is the form of a problem."""
     form = random.choice((_help, _comment, _purpose, _purpose))
-    return "\n\n".join(form(function) for function in some(functions.functions(), random.randint(3, 6), random))
+    return "\n\n".join(form(function) for function in some(functions.functions(), random.randint(2, 5), random))
 
 
 def _help(function: functions.Function) -> str:
@@ -184,7 +184,7 @@ def _purpose(function: functions.Function) -> str:
 
 def completed(where: str, random: random.Random) -> str:
     """Functions of the training side, written out."""
-    chosen = random.sample(trainable(), random.randint(3, 6))
+    chosen = random.sample(trainable(), random.randint(2, 4))
     return "\n\n\n".join(f"{function.prompt} {function.expression}" for function in chosen)
 
 
@@ -204,14 +204,14 @@ def _prose(where: str) -> tuple[str, ...]:
 
 
 KINDS: tuple[tuple[Callable[[str, random.Random], str], float], ...] = (
-    (about_a_place, 0.10),
-    (mixed_facts, 0.10),
-    (one_relation, 0.07),
+    (about_a_place, 0.13),
+    (mixed_facts, 0.13),
+    (one_relation, 0.09),
     (questions, 0.14),
     (multiple_choice, 0.02),
-    (sums, 0.10),
-    (problems, 0.20),
+    (sums, 0.09),
+    (problems, 0.17),
     (library, 0.07),
     (completed, 0.05),
-    (reading, 0.15),
+    (reading, 0.11),
 )
