@@ -1,28 +1,41 @@
 """Progress of long work: a bar where someone watches, lines where a log is kept.
 
-A JupyterLab kernel and a terminal get a `tqdm` bar. A kernel started by papermill, pytest or `llamax run`, and a
-process whose output is a file, get one line every few seconds instead: a redrawn bar is noise in a log.
+A terminal and the kernel of a frontend (JupyterLab, an editor) get a `tqdm` bar. A kernel that papermill, pytest or a
+script started, and a process whose output is a file, get one line every few seconds instead: a redrawn bar is noise in
+a log, and papermill shows no widgets.
 """
 
 import contextlib
+import re
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 T = TypeVar("T")
 LINE_INTERVAL = 10.0  # seconds between two lines of the same piece of work
-HEADLESS = ("papermill", "pytest", "llamax", "nbconvert")
+HEADLESS = re.compile(r"papermill|pytest|llamax|(jupyter-)?(nbconvert|execute|run)")
+FRONTENDS = re.compile(r"jupyter.*|node|code.*|cursor.*|pycharm.*|spyder.*")
 
 
 class Progress:
-    """Counts steps of `total`; `advance` may carry figures (loss, rate) that are shown beside the count."""
+    """Counts steps of `total`; `advance` may carry figures (loss, rate) that are shown beside the count.
 
-    def __init__(self, total: int, label: str):
-        self.total, self.label, self.done = total, label, 0
+    with Progress(len(batches), "evaluate") as bar: ... bar.advance()
+    """
+
+    def __init__(self, total: int, label: str, *, shown: bool = True):
+        self.total, self.label, self.done, self.shown = total, label, 0, shown
         self.started = self.printed = time.monotonic()
-        self.bar = _bar(total, label) if watched() else None
+        self.bar = _bar(total, label) if shown and watched() else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
 
     def advance(self, steps: int = 1, **figures: float) -> None:
         """Count `steps` more; show `figures` with four significant digits."""
@@ -31,30 +44,15 @@ class Progress:
         if self.bar is not None:
             self.bar.set_postfix(shown, refresh=False)
             self.bar.update(steps)
-        elif self.done >= self.total or time.monotonic() - self.printed >= LINE_INTERVAL:
+        elif self.shown and (self.done >= self.total or time.monotonic() - self.printed >= LINE_INTERVAL):
             self.printed = time.monotonic()
             text = "".join(f"  {name} {value}" for name, value in shown.items())
             print(f"{self.label}: {self.done}/{self.total}{text}  {self.printed - self.started:.0f} s", flush=True)
 
-    def close(self) -> None:
-        """Leave the bar as it stands."""
-        if self.bar is not None:
-            self.bar.close()
-
-
-@contextlib.contextmanager
-def progress(total: int, label: str) -> Iterator[Progress]:
-    """`with progress(len(batches), "evaluate") as bar: ... bar.advance()`."""
-    bar = Progress(total, label)
-    try:
-        yield bar
-    finally:
-        bar.close()
-
 
 def progress_over(things: Collection[T], label: str) -> Iterator[T]:
     """The things one by one, counted as they are done."""
-    with progress(len(things), label) as bar:
+    with Progress(len(things), label) as bar:
         for thing in things:
             yield thing
             bar.advance()
@@ -66,10 +64,16 @@ def watched() -> bool:
         return sys.stderr.isatty()
     import psutil
 
-    parent = psutil.Process().parent()
     with contextlib.suppress(psutil.Error):
-        return parent is None or not any(Path(part).name in HEADLESS for part in parent.cmdline())
-    return True
+        parent = psutil.Process().parent()
+        return parent is not None and is_frontend(parent.cmdline())
+    return False
+
+
+def is_frontend(command: Sequence[str]) -> bool:
+    """Whether the process with this command line, which started a kernel, shows its output to a person."""
+    names = [Path(part).name for part in command]
+    return any(map(FRONTENDS.fullmatch, names)) and not any(map(HEADLESS.fullmatch, names))
 
 
 def _bar(total: int, label: str):

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, DynamicLayer
 
 from llamax.errors import ParameterError
+from llamax.progress import Progress
 
 # Rows that are done leave the batch once they are this share of it: each departure copies the cache.
 FINISHED_SHARE = 0.25
@@ -67,14 +67,14 @@ def generate(
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), tqdm(total=len(prompts), disable=not progress, desc="generate") as bar:
+        with torch.inference_mode(), Progress(len(prompts), "generate", shown=progress) as bar:
             for start in range(0, len(order), batch_size):
                 chosen = order[start : start + batch_size]
                 batch = _Batch(model, tokenizer, [prompts[i] for i in chosen], stops, max_new_tokens, window)
                 sampled = None if draws is None else draws[chosen]
                 for place, answer in zip(chosen, batch.decode(sampled, temperature, top_p), strict=True):
                     answers[place] = answer
-                bar.update(len(chosen))
+                bar.advance(len(chosen))
     finally:
         model.train(was_training)
     return answers

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llamax.errors import ParameterError
+from llamax.progress import Progress
 
 # Contexts share a row while the row stays below this many tokens: attention within a row is quadratic.
 ROW_TOKENS = 2048
@@ -78,12 +78,12 @@ def score_choices(
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), tqdm(total=len(pairs), disable=not progress, desc="score") as bar:
+        with torch.inference_mode(), Progress(len(pairs), "score", shown=progress) as bar:
             for batch in batch_trees(trees, batch_size):
                 for tree, results in zip(batch, _score_batch(model, batch), strict=True):
                     for (pair, choice), result in zip(tree.keys, results, strict=True):
                         scored[pair][choice] = result
-                    bar.update(len({pair for pair, _ in tree.keys}))
+                    bar.advance(len({pair for pair, _ in tree.keys}))
     finally:
         model.train(was_training)
     return scored

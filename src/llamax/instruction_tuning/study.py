@@ -26,7 +26,7 @@ from llamax.generation.score import text_loss
 from llamax.instruction_tuning import analysis
 from llamax.instruction_tuning.config import InstructionTuningConfig
 from llamax.models.load import Loaded, load, load_tokenizer
-from llamax.progress import progress, progress_over
+from llamax.progress import Progress, progress_over
 from llamax.runs import Run
 from llamax.training.config import Job
 from llamax.training.launch import train
@@ -159,7 +159,7 @@ class Study:
             out=str(folder),
             template=self.template.fingerprint,
         )
-        with progress(count_steps(self.rows, settings), f"train {arm.name}") as bar:
+        with Progress(count_steps(self.rows, settings), f"train {arm.name}") as bar:
             history = train(job, on_step=lambda s: bar.advance(loss=s.loss, rate=s.learning_rate))
         return history.frame().assign(method=arm.method, replicate=arm.replicate)
 
