@@ -26,3 +26,13 @@ def test_a_number_that_is_absent_or_has_no_interval_is_different():
     found = compare(*records(again={"b": (0.51, 0.5, 0.6)}))
     assert found == ([], [], ["a", "b"])
     assert str(found) == "0 of 2 numbers identical, 0 within their interval, 2 different: a, b"
+
+
+def test_where_no_spread_was_seen_the_new_interval_decides():
+    class Fake:
+        def __init__(self, value, low, high):
+            self.metrics = {"a": Metric(name="a", value=value, low=low, high=high)}
+
+    assert compare(Fake(0.0, 0.0, 0.0), Fake(0.01, -0.01, 0.03)) == ([], ["a"], [])
+    assert compare(Fake(0.0, 0.0, 0.0), Fake(0.2, 0.1, 0.3)) == ([], [], ["a"])
+    assert compare(Fake(0.0, 0.0, 0.0), Fake(0.2, None, None)) == ([], [], ["a"])

@@ -36,5 +36,8 @@ def _fate(published: Metric, again: Metric | None) -> int:
         return 2
     if again == published:
         return 0
-    known = published.low is not None and published.high is not None
-    return 1 if known and published.low <= again.value <= published.high else 2
+    if published.low is None or published.high is None:
+        return 2
+    # No item right of 150 has the interval [0, 0], and one right is no contradiction: there the new interval decides.
+    judge, value = (again, published.value) if published.low == published.high else (published, again.value)
+    return 1 if judge.low is not None and judge.low <= value <= judge.high else 2
