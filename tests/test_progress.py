@@ -26,6 +26,13 @@ def test_a_log_gets_a_line_now_and_then_and_one_at_the_end(clock, capsys):
     assert lines == ["train: 2/4  loss 1.235  rate 0.0001  10 s", "train: 4/4  loss 0.5  10 s"]
 
 
+def test_resumed_work_counts_from_where_it_is(clock, capsys):
+    with Progress(4, "train") as bar:
+        bar.reach(3)
+        bar.reach(4, loss=0.5)
+    assert capsys.readouterr().out == "train: 4/4  loss 0.5  0 s\n"
+
+
 def test_what_is_not_to_be_shown_is_silent(clock, capsys):
     with Progress(1, "score", shown=False) as bar:
         clock[0] += progress.LINE_INTERVAL

@@ -1,6 +1,7 @@
 """Writing that is all or nothing, hashes, and where the repository's folders are."""
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import json
@@ -74,14 +75,42 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
             yield work
             sync_folder(work)
             os.chmod(work, 0o755)
-            old = work.with_name(work.name + ".old")
-            if path.exists():
-                os.replace(path, old)
-            os.replace(work, path)
-            shutil.rmtree(old, ignore_errors=True)
-        except BaseException:
-            shutil.rmtree(work, ignore_errors=True)
-            raise
+            _take_the_place_of(path, work)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)  # after success: what was there before
+
+
+def _take_the_place_of(path: Path, work: Path) -> None:
+    """Rename `work` to `path`; what was there is then called `work`. At no moment is there no `path`, on Linux."""
+    if not path.exists():
+        os.replace(work, path)
+        return
+    if _exchange(work, path):
+        return
+    old = work.with_name(work.name + ".old")
+    os.replace(path, old)
+    try:
+        os.replace(work, path)
+    except BaseException:
+        os.replace(old, path)
+        raise
+    os.replace(old, work)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders' names in one step (Linux's renameat2); False where the system or the file system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2 is not None and renameat2(here, os.fsencode(one), here, os.fsencode(other), swap) == 0
+
+
+def sweep(path: Path | str) -> None:
+    """Remove what a killed `atomic_folder(path)` or `write_atomic(path)` left behind.
+
+    For callers that know that nobody else is writing `path` now.
+    """
+    for leftover in Path(path).parent.glob(f".{Path(path).name}.*"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

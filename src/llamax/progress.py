@@ -37,6 +37,10 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
 
+    def reach(self, step: int, **figures: float) -> None:
+        """Count up to `step`, which is further on than one step where work is resumed."""
+        self.advance(step - self.done, **figures)
+
     def advance(self, steps: int = 1, **figures: float) -> None:
         """Count `steps` more; show `figures` with four significant digits."""
         self.done += steps

@@ -25,7 +25,7 @@ def test_a_number_may_be_within_the_published_interval_or_outside_it():
 def test_a_number_that_is_absent_or_has_no_interval_is_different():
     found = compare(*records(again={"b": (0.51, 0.5, 0.6)}))
     assert found == ([], [], ["a", "b"])
-    assert str(found) == "0 of 2 numbers identical, 0 within their interval, 2 different: a, b"
+    assert str(found) == "0 of 2 numbers identical; 0 within their interval; 2 different: a, b"
 
 
 def test_where_no_spread_was_seen_the_new_interval_decides():

@@ -86,7 +86,7 @@ def test_verify_computes_again_compares_and_leaves_what_is_published(home):
     published.write_text(before.decode().replace('"low": 0.3', '"low": 0.6'))
     done = subprocess.run(command(*arguments), capture_output=True, text=True)
     assert done.returncode == 2
-    assert "not reproduced: 0 of 1 numbers identical, 0 within their interval, 1 different: accuracy" in done.stderr
+    assert "not reproduced: 0 of 1 numbers identical; 0 within their interval; 1 different: accuracy" in done.stderr
     assert not list((home / "runs").glob("*/*/verify"))
 
 
@@ -210,3 +210,23 @@ def test_bad_parameters_start_nothing(home):
         execute("nope")
     assert not (home / "runs").exists()
     assert not Path("runs/toy").exists()
+
+
+def test_force_computes_again_what_is_damaged(home):
+    """Errors about a damaged result recommend --force."""
+    record = execute("toy", progress=len)
+    folder = home / "results" / "toy" / record.run
+    (folder / "items.parquet").unlink()
+    (folder / "result.json").write_text("{")
+    with pytest.raises(RunError, match="damaged"):
+        execute("toy", progress=len)
+    again = execute("toy", force=True, progress=len)
+    assert again.run == record.run
+    assert sorted(path.name for path in folder.iterdir()) == ["curve.parquet", "items.parquet", "result.json"]
+
+
+def test_marks_that_a_killed_process_left_are_removed(home):
+    record = execute("toy", progress=len)
+    (home / "runs" / "toy" / record.run / "verify").touch()
+    again = execute("toy", force=True, progress=len)
+    assert Store().find(record.key).started == again.started > record.started

@@ -11,6 +11,7 @@ import pytest
 
 from llamax.errors import DiskFullError, ParameterError, RunError
 from llamax.runs import Store, begin, parse_parameters, records, session
+from llamax.runs.locks import hold
 
 
 def start(seed=0, profile="nano", **overrides):
@@ -328,3 +329,76 @@ def test_last_line_is_what_a_reader_needs():
     assert session.last_line(KeyboardInterrupt()) == "KeyboardInterrupt"
     assert session.last_line("a\nb") == "b"
     assert session.last_line(KeyError("a")) == "KeyError: 'a'"
+
+
+def test_a_damaged_result_is_told_by_status_and_replaced_by_force(home):
+    finish(start())
+    finish(start(seed=1))
+    (Store().folder("toy", start().record.run) / "items.parquet").unlink()
+    damaged = Store().folder("toy", start(seed=1).record.run) / "result.json"
+    damaged.write_text(damaged.read_text()[:100])
+    rows = {row.seed: (row.state, row.why) for row in Store().status()}
+    assert rows[0][0] == rows[1][0] == "damaged"
+    assert "items.parquet is missing" in rows[0][1]
+    assert "result.json: damaged record" in rows[1][1]
+
+
+def test_a_mark_counts_only_while_the_process_that_left_it_lives(home):
+    """`force` and `verify` are files; a killed `llamax run` leaves them behind."""
+    finish(start())
+    scratch = Store().scratch("toy", start().record.run)
+    for mark in ("force", "verify"):
+        (scratch / mark).touch()
+        assert start().reused
+        lock = hold(scratch / "execute.lock")
+        run = start()
+        assert not run.reused
+        assert run._publishes is (mark == "force")
+        run.fail("enough")
+        lock.release()
+        (scratch / mark).unlink()
+
+
+def test_what_an_earlier_attempt_took_can_be_added(home):
+    run = start()
+    run.cost(tokens=5, seconds=100.0)
+    run.cost(tokens=7, flops=3.0)
+    cost = finish(run).cost
+    assert (cost.tokens, cost.flops) == (12, 3.0)
+    assert 100.0 < cost.wall_seconds < 130.0
+
+
+def test_on_a_full_disk_the_record_still_tells(home, monkeypatch):
+    run, write, full = start(), records.write, []
+
+    def write_if_room(record, folder):
+        if (folder / session.RESERVE).exists():
+            full.append(record.status)
+            raise DiskFullError("no disk space")
+        write(record, folder)
+
+    monkeypatch.setattr(records, "write", write_if_room)
+    run.fail(DiskFullError("no disk space to write x"))
+    assert full == ["failed"]
+    assert states(home) == [("failed", "DiskFullError: no disk space to write x")]
+
+
+def test_a_neighbour_that_is_being_written_or_damaged_disturbs_nobody(home):
+    start().fail("enough")
+    for name, text in (("nano-s7-00000000", None), ("nano-s8-00000000", '{"half": ')):
+        folder = Store().scratch("toy", name)
+        folder.mkdir(parents=True)
+        if text:
+            (folder / "result.json").write_text(text)
+    assert [record.error for record in Store().attempts("toy")] == ["enough"]
+    assert states(home) == [("failed", "enough")]
+
+
+def test_a_killed_verification_is_forgotten_beside_the_result(home):
+    finish(start())
+    scratch = Store().scratch("toy", start().record.run)
+    (scratch / "verify").touch()
+    lock = hold(scratch / "execute.lock")
+    start().fail("killed")
+    lock.release()
+    assert [state for state, _ in states(home)] == ["fresh"]

@@ -60,13 +60,25 @@ def test_only_whole_lines_are_reported(tmp_path):
 def test_the_earliest_failure_is_the_one_quoted(tmp_path):
     for rank, when, text in [(0, 2.0, "ConnectionReset: peer is gone\n"), (3, 1.0, "ValueError: the cause\n")]:
         (tmp_path / f"error-{rank}.json").write_text(json.dumps({"time": when, "traceback": text}))
-    message = launcher._first_failure(tmp_path, 1)
+    message = launcher._first_failure(tmp_path, 1, 4)
     assert message.startswith("rank 3 failed") and message.endswith("ValueError: the cause")
 
 
 def test_ranks_killed_without_a_word_are_told_by_the_log(tmp_path):
     (tmp_path / "log.txt").write_text("loading\nexits with return code = -9\n")
-    assert launcher._first_failure(tmp_path, 247).endswith("loading\nexits with return code = -9")
+    message = launcher._first_failure(tmp_path, 247, 2).splitlines()
+    assert message[-3:-1] == ["loading", "exits with return code = -9"]
+    assert message[-1] == "the ranks ended without a traceback: killed, or out of memory? (status 247)"
+
+
+def test_a_survivor_is_not_taken_for_the_cause(tmp_path):
+    lost = "Traceback\nRuntimeError: [gloo] Connection closed by peer [127.0.0.1]. See the log.\nGood luck!\n"
+    (tmp_path / "error-0.json").write_text(json.dumps({"time": 1.0, "traceback": lost}))
+    assert launcher._first_failure(tmp_path, 1, 2).endswith(
+        "another rank ended without a traceback: killed, or out of memory?"
+    )
+    (tmp_path / "error-1.json").write_text(json.dumps({"time": 2.0, "traceback": lost}))
+    assert launcher._first_failure(tmp_path, 1, 2).endswith("Good luck!")
 
 
 def test_visible_devices_are_kept(monkeypatch, tmp_path):

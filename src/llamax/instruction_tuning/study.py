@@ -6,6 +6,8 @@ resumes from its last checkpoint.
 """
 
 import gc
+import json
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +22,7 @@ from llamax.data.templates import get_template
 from llamax.data.world import held_out_texts, test_items
 from llamax.errors import ParameterError
 from llamax.evaluation import nano
-from llamax.files import write_atomic
+from llamax.files import clear_disk_errors, sweep, write_atomic
 from llamax.generation.decode import generate
 from llamax.generation.score import text_loss
 from llamax.instruction_tuning import analysis
@@ -124,32 +126,56 @@ class Study:
             self.run.items(self.items)
             self.run.series("curves", self.curves)
             self.run.series("answers", self.answers)
+            self._note_protocol()
             self.run.complete()
         return found
 
+    def _note_protocol(self) -> None:
+        """Record what a score of each real benchmark means."""
+        wanted = self.config.evaluation
+        if wanted.suite == "real":
+            from llamax.evaluation.harness import protocol
+
+            self.run.note(
+                "protocol", {name: protocol(name, max_new_tokens=wanted.max_new_tokens) for name in wanted.limits}
+            )
+
     def _arm(self, arm: Arm) -> dict[str, pd.DataFrame]:
-        """Tables `items`, `curve` and `answers` of one arm, read back from its folder if it has finished before."""
-        folder = self.run.scratch / arm.name
-        names = ("items", "curve", "answers")
-        if not (folder / "done").exists():
-            curve = pd.DataFrame() if arm.method == "base" else self._train(arm, folder)
-            loaded = self._load(arm, folder)
-            tokens = int(curve.tokens.sum()) if len(curve) else 0
-            self.run.cost(tokens=tokens, flops=6.0 * loaded.model.num_parameters() * tokens)  # Kaplan et al. 2020
-            parts = dict(zip(names, (self._evaluate(arm, loaded), curve, self._answer(arm, loaded)), strict=True))
-            del loaded
-            gc.collect()
-            folder.mkdir(parents=True, exist_ok=True)
+        """Tables `items`, `curve` and `answers` of one arm, read back from its folder if it has finished before.
+
+        What it cost is read back too, so that a resumed run tells the whole.
+        """
+        folder, names = self.run.scratch / arm.name, ("items", "curve", "answers")
+        resumed = (folder / "done.json").exists()
+        if not resumed:
+            self._compute(arm, folder, names)
+        done = json.loads((folder / "done.json").read_text())
+        self.run.cost(tokens=done["tokens"], flops=done["flops"], seconds=done["seconds"] if resumed else 0.0)
+        return {name: pd.read_parquet(folder / f"{name}.parquet") for name in names}
+
+    def _compute(self, arm: Arm, folder: Path, names: tuple[str, ...]) -> None:
+        """Train, evaluate and ask one arm; its tables and `done.json`, written last, go into `folder`."""
+        start = time.perf_counter()
+        curve = pd.DataFrame() if arm.method == "base" else self._train(arm, folder)
+        loaded = self._load(arm, folder)
+        tokens = int(curve.tokens.sum()) if len(curve) else 0
+        flops = 6.0 * loaded.model.num_parameters() * tokens  # Kaplan et al. 2020
+        parts = dict(zip(names, (self._evaluate(arm, loaded), curve, self._answer(arm, loaded)), strict=True))
+        del loaded
+        gc.collect()
+        folder.mkdir(parents=True, exist_ok=True)
+        with clear_disk_errors(folder):
             for name, frame in parts.items():
                 frame.to_parquet(folder / f"{name}.parquet")
-            write_atomic(folder / "done", "")
-        return {name: pd.read_parquet(folder / f"{name}.parquet") for name in names}
+        done = {"tokens": tokens, "flops": flops, "seconds": time.perf_counter() - start}
+        write_atomic(folder / "done.json", json.dumps(done))
 
     def _train(self, arm: Arm, folder: Path) -> pd.DataFrame:
         """Train one arm and save its model under `folder`; its learning curve, one row per optimizer step."""
         settings = self.config.train_config(arm.method, arm.replicate)
         rows = self.run.scratch / "rows"
         if not rows.exists():
+            sweep(rows)
             self.rows.save(rows)
         job = Job(
             model=self.config.model,
@@ -160,7 +186,9 @@ class Study:
             template=self.template.fingerprint,
         )
         with Progress(count_steps(self.rows, settings), f"train {arm.name}") as bar:
-            history = train(job, on_step=lambda s: bar.advance(loss=s.loss, rate=s.learning_rate))
+            history = train(
+                job, on_step=lambda s: bar.advance(s.step + 1 - bar.done, loss=s.loss, rate=s.learning_rate)
+            )
         return history.frame().assign(method=arm.method, replicate=arm.replicate)
 
     def _load(self, arm: Arm, folder: Path) -> Loaded:
@@ -202,7 +230,6 @@ class Study:
         frame = harness.evaluate_tasks(
             *loaded, wanted.limits, max_new_tokens=wanted.max_new_tokens, batch_size=wanted.batch_size, progress=True
         )
-        self.run.note("protocol", frame.attrs["protocol"])
         return frame[frame.metric == frame.task.map(HEADLINE)].assign(protocol="lm-eval")
 
     def _text_loss(self, loaded: Loaded) -> pd.DataFrame:

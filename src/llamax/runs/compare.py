@@ -16,9 +16,10 @@ class Comparison(NamedTuple):
         total = sum(map(len, self))
         if len(self.identical) == total:
             return f"reproduced: {total} of {total} numbers identical"
+        within, different = (f": {', '.join(names)}" if names else "" for names in (self.within, self.different))
         return (
-            f"{len(self.identical)} of {total} numbers identical, {len(self.within)} within their interval, "
-            f"{len(self.different)} different{': ' + ', '.join(self.different[:5]) if self.different else ''}"
+            f"{len(self.identical)} of {total} numbers identical; {len(self.within)} within their interval{within}; "
+            f"{len(self.different)} different{different}"
         )
 
 

@@ -20,7 +20,7 @@ from llamax.runs.keys import Key, run_key
 from llamax.runs.locks import hold
 from llamax.runs.parameters import parse_parameters
 from llamax.runs.records import Record
-from llamax.runs.session import busy, force_mark, last_line, new_record, now, run_name, verify_mark
+from llamax.runs.session import busy, last_line, new_record, now, run_name, write_last
 from llamax.runs.store import GONE, Store
 
 QUIET = ["--log-level=40"]
@@ -53,13 +53,12 @@ def execute(
     store = store or Store()
     config = parse_parameters(direction, profile, seed, overrides)
     key = run_key(direction, config)
-    found = store.find(key.digest)
-    if found and not force and not verify:
+    found = None if force else store.find(key.digest)
+    if found and not verify:
         return found
-    scratch, begun = store.scratch(direction, run_name(config, key)), now()
-    with _alone(scratch, direction), _settling(store, direction, config, key):
-        mark = verify_mark(scratch) if verify and found else force_mark(scratch) if force else None
-        with _marked(mark):
+    scratch, earlier = store.scratch(direction, run_name(config, key)), store.attempts(direction)
+    with _alone(scratch, direction), _settling(store, direction, config, key, earlier):
+        with _marked(scratch, "force" if force else "verify" if found else ""):
             progress(f"{notebook_of(direction).name}: profile {profile}, seed {seed} -> {records.shown(scratch)}\n")
             _papermill(
                 notebook_of(direction),
@@ -67,25 +66,21 @@ def execute(
                 {"profile": profile, "seed": seed, "overrides": overrides or {}},
                 progress,
             )
-        record = _recorded(store, direction, config, begun) or store.find(run_key(direction, config).digest)
+        record = _recorded(store, direction, config, earlier) or store.find(run_key(direction, config).digest)
         if record is None or record.status != "complete":
             raise RunError(f"{notebook_of(direction).name} ended without run.complete()")
     return record
 
 
-def _recorded(store: Store, direction: str, config: Config, begun: str) -> Record | None:
-    """The record that the notebook wrote since `begun`.
+def _recorded(store: Store, direction: str, config: Config, earlier: list[Record]) -> Record | None:
+    """The newest record that the notebook wrote, which is none of the `earlier` attempts.
 
     It is not looked up by key: the kernel computes its own, and code may have been edited before it did.
     """
     parameters = config.model_dump(mode="json")
-    folders = [path.parent.name for path in store.scratch(direction, "").glob("*/result.json")]
-    attempts = [store.attempt(direction, name) for name in folders]
-    return max(
-        (record for record in attempts if record.started >= begun and record.parameters == parameters),
-        key=lambda record: record.started,
-        default=None,
-    )
+    known = {(record.run, record.started) for record in earlier}
+    fresh = [r for r in store.attempts(direction) if (r.run, r.started) not in known and r.parameters == parameters]
+    return fresh[-1] if fresh else None
 
 
 def _papermill(notebook: Path, out: Path, parameters: dict[str, Any], progress: Callable[[str], None]) -> None:
@@ -164,26 +159,27 @@ def _alone(scratch: Path, direction: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _marked(mark: Path | None) -> Iterator[None]:
-    """Leave a mark for the kernel's `begin` while the block runs."""
-    if mark:
-        mark.touch()
+def _marked(scratch: Path, what: str) -> Iterator[None]:
+    """Leave the mark `what`, if any, for the kernel's `begin` while the block runs; marks of the dead are removed."""
+    for mark in ("force", "verify"):
+        (scratch / mark).unlink(missing_ok=True)
+    if what:
+        (scratch / what).touch()
     try:
         yield
     finally:
-        if mark:
-            mark.unlink(missing_ok=True)
+        if what:
+            (scratch / what).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def _settling(store: Store, direction: str, config: Config, key: Key) -> Iterator[None]:
+def _settling(store: Store, direction: str, config: Config, key: Key, earlier: list[Record]) -> Iterator[None]:
     """When the block raises, see to it that the record tells, although the kernel may not have lived to write it."""
-    begun = now()
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
         stopped = isinstance(error, KeyboardInterrupt)
-        record = _recorded(store, direction, config, begun)
+        record = _recorded(store, direction, config, earlier)
         scratch = store.scratch(direction, record.run if record else run_name(config, key))
         lock = hold(scratch / "run.lock")
         if lock is None:  # The run belongs to a kernel elsewhere, which will tell itself.
@@ -195,7 +191,7 @@ def _settling(store: Store, direction: str, config: Config, key: Key) -> Iterato
             if not told or record.error == GONE:
                 status = "interrupted" if stopped else "failed"
                 line = "KeyboardInterrupt" if stopped else last_line(str(error))
-                records.write(record.replace(status=status, error=line, finished=now()), scratch)
+                write_last(record.replace(status=status, error=line, finished=now()), scratch)
         finally:
             lock.release()
         raise

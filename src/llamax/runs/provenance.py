@@ -45,7 +45,7 @@ def packages() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores this process may use, memory in GiB, accelerators."""
+    """Processor, cores this process may use, threads of a matrix product, memory in GiB, accelerators."""
     info = Path("/proc/cpuinfo")
     match = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else None
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -54,6 +54,7 @@ def hardware() -> dict[str, Any]:
     return {
         "cpu": match[1] if match else platform.processor() or platform.machine(),
         "cores": cores,
+        "threads": int(threads) if (threads := os.environ.get("OMP_NUM_THREADS", "")).isdigit() else cores,
         "memory_gib": round(memory / 2**30, 1),
         "gpus": gpus.splitlines() if gpus else [],
     }

@@ -27,7 +27,10 @@ class Metric(Config, allow_inf_nan=False):
 
 
 class Cost(Config):
-    """What the run took. `peak_memory` in bytes: of the accelerator where there is one, else of the process."""
+    """What the run took, parts of an interrupted attempt that it read back included.
+
+    `peak_memory` in bytes: of the accelerator where there is one, else of the process.
+    """
 
     wall_seconds: float = 0.0
     device: str = ""

@@ -6,6 +6,7 @@ process is killed outright the store finds the lock free and reads it as interru
 """
 
 import atexit
+import contextlib
 import datetime
 import json
 import math
@@ -21,13 +22,13 @@ from pydantic import ValidationError
 
 from llamax import files
 from llamax.config import Config, explain
-from llamax.errors import LlamaxError, RunError
+from llamax.errors import DiskFullError, LlamaxError, RunError
 from llamax.runs import records
 from llamax.runs.keys import Key, run_key
-from llamax.runs.locks import hold
+from llamax.runs.locks import hold, is_held
 from llamax.runs.parameters import differences, parse_parameters
 from llamax.runs.provenance import device_and_memory, provenance
-from llamax.runs.records import Cost, Metric, Record
+from llamax.runs.records import Metric, Record
 from llamax.runs.store import UNRECORDED, Store
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ if TYPE_CHECKING:
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 LONGEST_LABEL = 120
 """Characters of a label among the items; what is longer is a text, and a benchmark's texts are not ours to publish."""
-KEPT_BY_FORCE = {"run.lock", "execute.lock", "notebook.ipynb"}
+KEPT_BY_FORCE = {"run.lock", "execute.lock", "notebook.ipynb", "force", "verify"}
+RESERVE = "reserve"
+"""A file of some KiB beside an open run's record: spent so that a full disk does not keep the record from telling."""
 _open: dict[Path, "Run"] = {}
 
 
@@ -54,8 +57,8 @@ def begin(direction: str, config: Config, *, store: Store | None = None) -> "Run
     key = run_key(direction, config)
     run = run_name(config, key)
     scratch = store.scratch(direction, run)
-    verifies = verify_mark(scratch).exists()
-    anew = verifies or force_mark(scratch).exists() or config.profile == UNRECORDED
+    verifies = is_marked(scratch, "verify")
+    anew = verifies or is_marked(scratch, "force") or config.profile == UNRECORDED
     found = None if anew else store.find(key.digest)
     if found:
         return Run(store, found, config, None)
@@ -67,6 +70,7 @@ def begin(direction: str, config: Config, *, store: Store | None = None) -> "Run
     _clear(scratch, everything=anew)
     record = new_record(direction, config, key)
     records.write(record, scratch)
+    files.write_atomic(scratch / RESERVE, bytes(65536))
     return Run(store, record, config, lock, publishes=not verifies and config.profile != UNRECORDED)
 
 
@@ -171,12 +175,14 @@ class Run:
             raise RunError(f"note {key!r}: {error}") from None
         self.record = self.record.replace(notes={**self.record.notes, key: value})
 
-    def cost(self, *, tokens: int = 0, flops: float = 0.0) -> None:
-        """Add to what the run has cost: tokens processed, floating-point operations."""
+    def cost(self, *, tokens: int = 0, flops: float = 0.0, seconds: float = 0.0) -> None:
+        """Add to what the run has cost: tokens processed, floating-point operations, and the wall time of parts that an
+        earlier, interrupted attempt computed and this one reads back."""
         self._must_be_open("cost")
         cost = self.record.cost
-        added = cost.model_copy(update={"tokens": cost.tokens + int(tokens), "flops": cost.flops + float(flops)})
-        self.record = self.record.replace(cost=added)
+        total = {"tokens": cost.tokens + int(tokens), "flops": cost.flops + float(flops)}
+        total["wall_seconds"] = cost.wall_seconds + float(seconds)
+        self.record = self.record.replace(cost=cost.model_copy(update=total))
 
     def summary(self) -> "pd.DataFrame":
         """The metrics as a table, one row each: value, standard_error, low, high, n, unit."""
@@ -205,12 +211,9 @@ class Run:
         if not self.record.metrics:
             raise RunError(f"run {self.record.run} has no metric: call run.metric(...) before run.complete()")
         device, memory = device_and_memory()
-        cost = Cost(
-            wall_seconds=round(time.perf_counter() - self._start, 3),
-            device=device,
-            peak_memory=memory,
-            tokens=self.record.cost.tokens,
-            flops=self.record.cost.flops,
+        seconds = round(self.record.cost.wall_seconds + time.perf_counter() - self._start, 3)
+        cost = self.record.cost.model_copy(
+            update={"wall_seconds": seconds, "device": device, "peak_memory": memory},
         )
         done = self.record.replace(status="complete", finished=now(), cost=cost)
         if self._publishes:
@@ -243,7 +246,7 @@ class Run:
     def _close(self, record: Record) -> None:
         self.record = record
         try:
-            records.write(record, self.scratch)
+            write_last(record, self.scratch)
         finally:
             atexit.unregister(self._at_exit)
             _watch_cells(self._after_cell, "unregister")
@@ -255,7 +258,8 @@ class Run:
         """IPython calls this after each cell."""
         error = result.error_before_exec or result.error_in_exec
         if error is not None:
-            self.fail(error)
+            with contextlib.suppress(DiskFullError):  # then whoever started the kernel tells, or the free lock does
+                self.fail(error)
 
     def _at_exit(self) -> None:
         # A forked child runs its parent's exit handlers too, but the run is not its own.
@@ -279,14 +283,25 @@ def busy(direction: str, run: str) -> str:
     return f"run {direction}/{run} is being computed by another process: wait for it, or end it first"
 
 
-def force_mark(scratch: Path) -> Path:
-    """The file whose presence tells `begin` to compute the run although it is there."""
-    return scratch / "force"
+def is_marked(scratch: Path, what: str) -> bool:
+    """Whether the process that executes this run wants it computed although it is there: `force` or `verify`.
+
+    The mark is a file; it counts only while its process lives, which is as long as `execute.lock` is held.
+    """
+    return (scratch / what).exists() and is_held(scratch / "execute.lock")
 
 
-def verify_mark(scratch: Path) -> Path:
-    """The file whose presence tells `begin` to compute the run although it is there, and not to publish it again."""
-    return scratch / "verify"
+def write_last(record: Record, scratch: Path) -> None:
+    """Write how a run ended, on a full disk too: then the reserve is spent first."""
+    reserve = scratch / RESERVE
+    try:
+        records.write(record, scratch)
+    except DiskFullError:
+        if not reserve.exists():
+            raise
+        reserve.unlink()
+        records.write(record, scratch)
+    reserve.unlink(missing_ok=True)
 
 
 def new_record(direction: str, config: Config, key: Key) -> Record:

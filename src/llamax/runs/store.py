@@ -11,6 +11,8 @@ it is read as `interrupted`.
 A run's name is `<profile>-s<seed>-<first eight digits of its key>`.
 """
 
+import contextlib
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,13 +33,15 @@ if TYPE_CHECKING:
 UNRECORDED = "test"
 """The profile whose runs are never published."""
 DEFAULT_PROFILE = "nano"
-
-
+RUN_NAME = re.compile(r"(.+)-s(\d+)-[0-9a-f]{8}")
 GONE = "killed: its process is gone"
 
 
 class Freshness(NamedTuple):
-    """State of a run: fresh, stale, failed, interrupted, running or missing; `why` says what changed or went wrong."""
+    """How a run stands; `why` says what changed or went wrong.
+
+    `state`: fresh, stale, damaged, failed, interrupted, running or missing.
+    """
 
     direction: str
     run: str
@@ -67,10 +71,20 @@ class Store:
         found = (records.read(path) for path in self._paths("results"))
         return sorted((r for r in found if r.status == "complete"), key=lambda r: (r.started, r.run))
 
+    def attempts(self, direction: str = "*") -> list[Record]:
+        """What runs last wrote where they work, whatever their status, oldest first.
+
+        One that another process is replacing just now, or that is damaged, is left out: it is nobody's result.
+        """
+        found = []
+        for path in self._paths("runs", direction):
+            with contextlib.suppress(FileNotFoundError, RunError):
+                found.append(self._settled(records.read(path), path.parent))
+        return sorted(found, key=lambda r: (r.started, r.run))
+
     def unfinished(self) -> list[Record]:
         """Records of runs that are running, failed or were interrupted, oldest first."""
-        found = (self._settled(records.read(path), path.parent) for path in self._paths("runs"))
-        return sorted((r for r in found if r.status != "complete"), key=lambda r: (r.started, r.run))
+        return [record for record in self.attempts() if record.status != "complete"]
 
     def find(self, key: str) -> Record | None:
         """The complete record with this key, if there is one. Raises: RunError: it is damaged or a file is missing."""
@@ -90,12 +104,6 @@ class Store:
             known = ", ".join(f"{r.direction}/{r.run}" for r in found or self.records()) or "none"
             raise RunError(f"{'no' if not found else 'more than one'} complete run {run!r}: there are {known}")
         return found[0]
-
-    def attempt(self, direction: str, run: str) -> Record | None:
-        """The record that a run last wrote where it works, whatever its status."""
-        folder = self.scratch(direction, run)
-        path = folder / "result.json"
-        return self._settled(records.read(path), folder) if path.exists() else None
 
     def file(self, record: Record, name: str) -> Path:
         """Path of a file beside a record. Raises: RunError: the record has none, or it was altered."""
@@ -121,10 +129,12 @@ class Store:
         source = self._gathered(record)
         folder = self.folder(record.direction, record.run)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.root / "results" / ".lock"), files.atomic_folder(folder) as work:
-            for name in record.files:
-                shutil.copyfile(source / name, work / name)
-            records.write(record, work)
+        with FileLock(self.root / "results" / ".lock"):
+            files.sweep(folder)
+            with files.atomic_folder(folder) as work:
+                for name in record.files:
+                    shutil.copyfile(source / name, work / name)
+                records.write(record, work)
 
     def results(
         self,
@@ -159,11 +169,11 @@ class Store:
 
     def status(self) -> list[Freshness]:
         """How every run stands, and which direction has no complete run at the default profile at all."""
-        complete = self.records()
+        complete, rows = self._whole_and_damaged()
         code: dict[str, dict[str, str]] = {}
-        rows = [self._freshness(record, complete, code) for record in complete]
+        rows += [self._freshness(record, complete, code) for record in complete]
         for record in self.unfinished():
-            if not any(_same_question(record, done) and done.started >= record.started for done in complete):
+            if record.status == "running" or not any(_answers(done, record) for done in complete):
                 rows.append(_row(record, record.status, record.error or ""))
         for direction in directions():
             if not any(row.direction == direction and row.profile == DEFAULT_PROFILE for row in rows):
@@ -191,6 +201,22 @@ class Store:
             names[names.index("parameters")] = f"parameters ({differ})"
         return names
 
+    def _whole_and_damaged(self) -> tuple[list[Record], list[Freshness]]:
+        """Complete records whose files are all as they were recorded, and a row for each that is not."""
+        whole, damaged = [], []
+        for path in self._paths("results"):
+            run = path.parent.name
+            named = RUN_NAME.fullmatch(run)
+            profile, seed = named.groups() if named else (run, "0")
+            try:
+                record = records.read(path)
+                for name in record.files:
+                    self.file(record, name)
+                whole += [record] if record.status == "complete" else []
+            except RunError as error:
+                damaged.append(Freshness(path.parent.parent.name, run, profile, int(seed), "damaged", str(error), None))
+        return whole, damaged
+
     def _freshness(self, record: Record, complete: list[Record], code: dict[str, dict[str, str]]) -> Freshness:
         names = self.changed(record, code)
         if not names:
@@ -209,8 +235,9 @@ class Store:
     def _gathered(self, record: Record) -> Path:
         return self.scratch(record.direction, record.run) / "record"
 
-    def _paths(self, below: str) -> list[Path]:
-        return sorted((self.root / below).glob("[!.]*/[!.]*/result.json"))
+    def _paths(self, below: str, direction: str = "*") -> list[Path]:
+        folders = (self.root / below).glob(f"{direction}/[!.]*/result.json")
+        return sorted(path for path in folders if not path.parent.parent.name.startswith("."))
 
     def _parquet(self, record: Record, name: str) -> "pd.DataFrame":
         import pandas as pd
@@ -224,6 +251,11 @@ def _row(record: Record, state: str, why: str) -> Freshness:
 
 def _same_question(one: Record, other: Record) -> bool:
     return one.direction == other.direction and one.parameters == other.parameters
+
+
+def _answers(done: Record, unfinished: Record) -> bool:
+    """Whether a complete run makes an unfinished one forgotten: it is the same run, or a newer answer."""
+    return done.key == unfinished.key or (_same_question(unfinished, done) and done.started >= unfinished.started)
 
 
 def _changed_parameters(old: dict[str, Any], new: dict[str, Any]) -> str:

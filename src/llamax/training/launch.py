@@ -4,6 +4,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -21,6 +22,9 @@ from llamax.training.history import History, StepMetrics
 OnStep = Callable[[StepMetrics], None]
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 10
+LOST_TOUCH = re.compile(r"Connection (reset|closed|refused)|Broken pipe|remote (process|peer)|NCCL", re.IGNORECASE)
+"""At the end of a traceback: the rank complains of another one."""
+ENDING = 500  # characters
 
 
 def train(job: Job, *, on_step: OnStep | None = None) -> History:
@@ -54,7 +58,9 @@ def launch(job: Job, *, on_step: OnStep | None = None) -> History:
             if running:
                 time.sleep(POLL_SECONDS)
     if process.returncode or not (folder / "history.json").exists():
-        raise LaunchError(_first_failure(folder, process.returncode))
+        for half in folder.parent.glob("checkpoints/.step-*"):  # nobody writes any more; on a full disk it is the disk
+            shutil.rmtree(half, ignore_errors=True)
+        raise LaunchError(_first_failure(folder, process.returncode, job.train.ranks))
     return History.from_json((folder / "history.json").read_text())
 
 
@@ -118,15 +124,22 @@ def _new_steps(file: Path) -> Iterator[list[StepMetrics]]:
         yield [StepMetrics(*json.loads(line)) for line in lines]
 
 
-def _first_failure(folder: Path, status: int) -> str:
-    """Message of the `LaunchError`: what the earliest failing rank said, or the log's end if none could speak."""
+def _first_failure(folder: Path, status: int, ranks: int) -> str:
+    """Message of the `LaunchError`; its last line is what went wrong first, as far as anyone could tell.
+
+    That is what the earliest failing rank said, unless all it said is that it lost touch with one that died silently.
+    """
+    log = folder / "log.txt"
     errors = [(json.loads(file.read_text()), file) for file in folder.glob("error-*.json")]
-    if errors:
-        error, file = min(errors, key=lambda pair: pair[0]["time"])
-        rank = file.stem.removeprefix("error-")
-        return f"rank {rank} failed (all output: {folder / 'log.txt'}); its traceback:\n{error['traceback'].rstrip()}"
-    tail = "\n".join((folder / "log.txt").read_text(errors="replace").splitlines()[-15:])
-    return f"the ranks ended with status {status} and no traceback (killed, out of memory?); end of the log:\n{tail}"
+    error, file = min(errors, key=lambda pair: pair[0]["time"], default=({"traceback": ""}, log))
+    said = error["traceback"].rstrip()
+    killed = "ended without a traceback: killed, or out of memory?"
+    if not said:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+        return f"end of {log}:\n{tail}\nthe ranks {killed} (status {status})"
+    if len(errors) < ranks and LOST_TOUCH.search(said[-ENDING:]):
+        return f"what a rank that survived said (all output: {log}):\n{said}\nanother rank {killed}"
+    return f"rank {file.stem.removeprefix('error-')} failed (all output: {log}); its traceback:\n{said}"
 
 
 def free_port() -> int:

@@ -18,7 +18,7 @@ from torch import nn
 
 from llamax.data.packing import Rows
 from llamax.errors import TrainingError
-from llamax.files import write_atomic
+from llamax.files import sweep, write_atomic
 from llamax.training.checkpoint import seed_everything
 from llamax.training.config import Job, TrainConfig
 from llamax.training.engines import DTYPES
@@ -48,6 +48,7 @@ def run_job(job: Job, *, on_step: Callable[[StepMetrics], None] | None = None) -
     plain = whole_model(model, config)
     if plain is not None:
         notes = meta | {"train": config.model_dump(mode="json"), "steps": len(history.steps), "rows": rows.fingerprint}
+        sweep(Path(job.out) / "model")
         save(plain, tokenizer, Path(job.out) / "model", notes=notes)
     return history
 

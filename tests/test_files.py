@@ -1,0 +1,68 @@
+"""Folders that are whole or absent, whatever happens while they are replaced."""
+
+import contextlib
+import os
+
+import pytest
+
+from llamax import files
+
+
+def write(path, text):
+    with files.atomic_folder(path) as work:
+        (work / "a").write_text(text)
+
+
+def names(path):
+    return sorted(child.name for child in path.iterdir())
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_a_folder_is_replaced_whole(tmp_path, monkeypatch, swaps):
+    if not swaps:
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    write(tmp_path / "x", "old")
+    write(tmp_path / "x", "new")
+    assert (tmp_path / "x" / "a").read_text() == "new"
+    assert names(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_whatever_interrupts_a_replacement_the_old_or_the_new_is_there(tmp_path, monkeypatch, swaps):
+    """Every rename in turn is interrupted before it takes effect."""
+    if not swaps:
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    replace = os.replace
+    for stop_at in range(3):
+        write(tmp_path / "x", "old")
+        count = iter(range(100))
+
+        def interrupted(one, other, count=count, stop_at=stop_at):
+            if next(count) == stop_at:
+                raise KeyboardInterrupt
+            replace(one, other)
+
+        monkeypatch.setattr(files.os, "replace", interrupted)
+        with contextlib.suppress(KeyboardInterrupt):
+            write(tmp_path / "x", "new")
+        monkeypatch.setattr(files.os, "replace", replace)
+        assert (tmp_path / "x" / "a").read_text() in ("old", "new")
+
+
+def test_linux_swaps_two_folders_in_one_step(tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    assert files._exchange(tmp_path / "one", tmp_path / "other")
+    assert (names(tmp_path / "one"), names(tmp_path / "other")) == (["other"], ["one"])
+    assert not files._exchange(tmp_path / "one", tmp_path / "absent")
+
+
+def test_sweep_removes_what_the_dead_left_and_nothing_else(tmp_path):
+    write(tmp_path / "x", "kept")
+    (tmp_path / ".x.dead").mkdir()
+    (tmp_path / ".x.dead" / "half").touch()
+    (tmp_path / ".x.file").touch()
+    (tmp_path / ".y.alive").mkdir()
+    files.sweep(tmp_path / "x")
+    assert names(tmp_path) == [".y.alive", "x"]
