@@ -6,6 +6,7 @@ import os
 import pytest
 
 from llamax import files
+from llamax.errors import DiskFullError
 
 
 def write(path, text):
@@ -66,3 +67,22 @@ def test_sweep_removes_what_the_dead_left_and_nothing_else(tmp_path):
     (tmp_path / ".y.alive").mkdir()
     files.sweep(tmp_path / "x")
     assert names(tmp_path) == [".y.alive", "x"]
+
+
+def test_a_name_is_looked_for_here_and_then_in_the_repository(tmp_path, monkeypatch):
+    (tmp_path / "home" / "data").mkdir(parents=True)
+    (tmp_path / "here").mkdir()
+    monkeypatch.setenv("LLAMAX_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "here")
+    assert files.locate("data") == tmp_path / "home" / "data"
+    (tmp_path / "here" / "data").mkdir()
+    assert files.locate("data").resolve() == tmp_path / "here" / "data"
+    assert str(files.locate("absent")) == "absent"
+
+
+def test_a_full_disk_is_known_by_its_text_too(tmp_path):
+    """safetensors has an exception of its own, without an errno."""
+    with pytest.raises(DiskFullError, match="no disk space to write x"), files.clear_disk_errors("x"):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+    with pytest.raises(RuntimeError, match="else"), files.clear_disk_errors("x"):
+        raise RuntimeError("something else")

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import Any
 from llamax.errors import DiskFullError
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_SPACE_TEXT = re.compile(r"No space left on device|os error 28\b|Disk quota exceeded")
 
 
 def repository() -> Path:
@@ -26,14 +28,27 @@ def repository() -> Path:
     return Path(home).resolve() if home else Path(__file__).resolve().parents[2]
 
 
+def locate(name: str | Path) -> Path:
+    """The path that a user's `name` means: relative to where the process is, else to the repository.
+
+    A notebook's kernel works in `notebooks/`, the command line wherever it is called.
+    """
+    path = Path(name).expanduser()
+    inside = repository() / path
+    return inside if not path.exists() and inside.exists() else path
+
+
 @contextlib.contextmanager
 def clear_disk_errors(path: Path) -> Iterator[None]:
-    """Turn "no space left", a quota or a file-size limit into a `DiskFullError` that names `path`."""
+    """Turn "no space left", a quota or a file-size limit into a `DiskFullError` that names `path`.
+
+    Libraries that write by themselves (safetensors) have their own exceptions: those are known by their text.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno in NO_SPACE:
-            raise DiskFullError(f"no disk space to write {path} ({error.strerror}); free some and run again") from error
+    except Exception as error:
+        if getattr(error, "errno", None) in NO_SPACE or NO_SPACE_TEXT.search(str(error)):
+            raise DiskFullError(f"no disk space to write {path}; free some and run again") from error
         raise
 
 

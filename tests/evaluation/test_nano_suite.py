@@ -1,7 +1,5 @@
 """The nano suite: its rules of scoring, and that a model's outcomes depend on nothing but model and items."""
 
-import time
-
 import pandas as pd
 import pytest
 import torch
@@ -56,11 +54,35 @@ def test_prompts_are_what_the_protocols_say(base):
     _, tokenizer = base
     plain = nano.Form(tokenizer, None)
     assert tokenizer.decode(plain.prompt(item("open_qa", answer="a"))) == "<s>Question: q\nAnswer:"
-    assert tokenizer.decode(plain.answer(item("open_qa", answer="a"), "euro")) == " euro\n"
+    said = [tokenizer.decode(ids) for ids in plain.answers(item("open_qa", answer="a"), "euro")]
+    assert said == [" euro\n", " euro</s>", " euro<|im_end|>"]
+    assert plain.stops() == ([tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")], ("\n",))
     chat = nano.Form(tokenizer, get_template("chatml", tokenizer))
     prompt = tokenizer.decode(chat.prompt(item("open_qa", answer="a")))
     assert prompt.endswith("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n")
-    assert tokenizer.decode(chat.answer(item("open_qa", answer="a"), "euro")) == "euro<|im_end|>"
+    (said,) = chat.answers(item("open_qa", answer="a"), "euro")
+    assert tokenizer.decode(said) == "euro<|im_end|>"
+    assert chat.stops() == get_template("chatml", tokenizer).stop
+
+
+def test_the_likeliest_option_is_chosen_whichever_way_it_ends(base, monkeypatch):
+    _, tokenizer = base
+    ends = nano.Form(tokenizer, None).ends()
+    asked = item("knowledge", answer="b", choices=("a", "b", "c"))
+
+    def scores(chosen_way):
+        """One option is likely, if it ends in one way; the others are likelier than its other ways."""
+
+        def score(model, tokenizer, pairs, **_):
+            ((_, ways),) = pairs
+            assert len(ways) == 3 * (1 + len(ends))
+            return [[-1.0 if way == 3 + chosen_way else -9.0 if 3 <= way < 6 else -5.0 for way in range(len(ways))]]
+
+        return score
+
+    for way in range(1 + len(ends)):
+        monkeypatch.setattr(nano, "choice_logprobs", scores(way))
+        assert evaluate(None, tokenizer, [asked], protocol="plain").answer.tolist() == ["b"]
 
 
 @pytest.mark.parametrize("protocol", ["plain", "chat"])
@@ -89,11 +111,8 @@ def test_an_untrained_model_is_near_chance_on_choices_and_at_zero_elsewhere(base
         assert 0.15 < outcomes.mean() < 0.35
 
 
-@pytest.mark.slow
 def test_the_base_has_learned_something_and_leaves_room(base):
-    began = time.perf_counter()
     scores = evaluate(*base, ITEMS, protocol="plain").groupby("task")["outcome"].mean()
-    assert time.perf_counter() - began < 30
     chance = {"knowledge": 0.25, "truthfulness": 0.25, "open_qa": 0.05, "arithmetic": 0.05, "code": 0.02}
     assert sum(scores[task] > chance[task] + 0.1 for task in chance) >= 3
     assert scores.max() < 0.9

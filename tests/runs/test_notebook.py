@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from llamax.errors import ParameterError, RunError
-from llamax.runs import Store
+from llamax.runs import Store, records
 from llamax.runs.notebook import execute
 
 
@@ -83,7 +83,8 @@ def test_verify_computes_again_compares_and_leaves_what_is_published(home):
     assert "at work" in done.stderr
     assert done.stdout.endswith("reproduced: 1 of 1 numbers identical\n")
     assert published.read_bytes() == before
-    published.write_text(before.decode().replace('"low": 0.3', '"low": 0.6'))
+    metric = record.metrics["accuracy"].model_copy(update={"low": 0.6})
+    records.write(record.replace(metrics={"accuracy": metric}), published.parent)
     done = subprocess.run(command(*arguments), capture_output=True, text=True)
     assert done.returncode == 2
     assert "not reproduced: 0 of 1 numbers identical; 0 within their interval; 1 different: accuracy" in done.stderr

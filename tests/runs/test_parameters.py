@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamax.errors import ParameterError
+from llamax.errors import ParameterError, RunError
 from llamax.runs import parameters
 from llamax.runs.parameters import parse_parameters, read_value
 
@@ -52,6 +52,8 @@ def test_a_group_that_is_off_is_switched_on_by_its_field(home):
         (lambda: parse_parameters("toy", "nano", 0, {"train": {"zzz": 1}}), "unknown parameter 'train.zzz'"),
         (lambda: parse_parameters("toy", "nano", 0, {"rank": 1}), "give one of train.rank, train.adapter.rank"),
         (lambda: parse_parameters("toy", "nano", 0, {"size": "big"}), "parameter 'data.size' = 'big'"),
+        (lambda: parse_parameters("toy", "nano", 0, {"learning_rate": 1e999}), "parameter 'train.learning_rate' = inf"),
+        (lambda: parse_parameters("toy", "nano", 0, {"train": 5}), "parameter 'train' = 5"),
         (lambda: parse_parameters("toy", "nano", 0, {"seed": 1}), "set seed = 1"),
         (lambda: parse_parameters("toy", "nano", 0, "rank=1"), "overrides = 'rank=1': give a mapping"),
     ],
@@ -124,3 +126,25 @@ def test_parameters_that_papermill_injected_under_other_names_stop_the_notebook(
         parse_parameters("toy")
     cells[-1] = '# Parameters\nprofile = "nano"\nseed = 1\n'
     assert parse_parameters("toy").seed == 0
+
+
+def test_what_is_no_direction_is_said(home):
+    for name in ("toy.x", "../toy", "x."):
+        with pytest.raises(RunError, match=r"no direction .*: there are toy"):
+            parse_parameters(name)
+
+
+def test_a_section_of_no_direction_is_a_misspelt_one(home):
+    folder = home / "notebooks" / "profiles"
+    (folder / "mine.yaml").write_text("extends: nano\ntoyy: {train: {learning_rate: 9}}\n")
+    with pytest.raises(ParameterError, match="has a section 'toyy': did you mean 'toy'"):
+        parse_parameters("toy", "mine")
+    (folder / "mine.yaml").write_text("extends: nano\ntoy: {data: 5}\n")
+    with pytest.raises(ParameterError, match="parameter 'data' = 5"):
+        parse_parameters("toy", "mine")
+    (folder / "mine.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ParameterError, match=r"mine.yaml: cannot be read"):
+        parse_parameters("toy", "mine")
+    (folder / "mine.yaml").write_text("? [a]\n: 1\n")
+    with pytest.raises(ParameterError, match="a name is not a text"):
+        parse_parameters("toy", "mine")

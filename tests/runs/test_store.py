@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from llamax import files
 from llamax.errors import DiskFullError, ParameterError, RunError
 from llamax.runs import Store, begin, parse_parameters, records, session
 from llamax.runs.locks import hold
@@ -250,7 +251,8 @@ def test_a_record_of_another_schema_is_refused_with_its_path(home, change, says)
     path = run.folder / "result.json"
     values = json.loads(path.read_text())
     change(values)
-    path.write_text(json.dumps(values))
+    del values["seal"]
+    path.write_text(json.dumps(values | {"seal": files.sha256_json(values)}))
     with pytest.raises(RunError, match=f"^results/toy/{run.folder.name}/result.json: ") as caught:
         Store().records()
     assert says in str(caught.value)
@@ -402,3 +404,12 @@ def test_a_killed_verification_is_forgotten_beside_the_result(home):
     start().fail("killed")
     lock.release()
     assert [state for state, _ in states(home)] == ["fresh"]
+
+
+@pytest.mark.parametrize(("old", "new"), [('"value": 0.5', '"value": 0.99'), ('"tokens": 0', '"tokens": 5')])
+def test_a_record_that_was_edited_by_hand_is_refused(home, old, new):
+    path = finish(start()) and start().folder / "result.json"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(RunError, match="was edited after the run wrote it"):
+        Store().records()

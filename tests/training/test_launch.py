@@ -137,3 +137,32 @@ def test_no_rank_outlives_the_launching_process(tmp_path, tiny_model, tiny_token
         process.wait(30)
         _, alive = psutil.wait_procs(family, timeout=30)
     assert not alive
+
+
+@pytest.mark.parametrize(
+    ("hostfile", "says"),
+    [(None, "no such file"), ("", "no hosts in it"), ("node1\n", "'node1'"), ("a slots=0", "slots=0")],
+)
+def test_a_hostfile_that_is_none_is_said_before_anything_starts(tmp_path, monkeypatch, hostfile, says):
+    """DeepSpeed would go on with this machine alone."""
+    path = tmp_path / "hosts"
+    if hostfile is not None:
+        path.write_text(hostfile)
+    job = Job(model="m", rows="r", train=new_config(engine="deepspeed", ranks=2), out=str(tmp_path / "o"), template="")
+    monkeypatch.setenv("LLAMAX_HOSTFILE", str(path))
+    with pytest.raises(LaunchError, match=says):
+        launch(job)
+    assert not (tmp_path / "o").exists()
+
+
+def test_where_a_job_runs_is_said_by_the_environment(tmp_path, monkeypatch):
+    (tmp_path / "hosts").write_text("# ours\nnode1 slots=8\nnode2 slots=8\n")
+    monkeypatch.setenv("LLAMAX_HOSTFILE", str(tmp_path / "hosts"))
+    monkeypatch.setenv("LLAMAX_PORT", "4321")
+    job = Job(model="m", rows="r", train=new_config(), out="o", template="")
+    assert launcher._placed(job).port == 4321
+    assert launcher._placed(job).hostfile == str(tmp_path / "hosts")
+    assert launcher._placed(job.model_copy(update={"port": 99})).port == 99
+    monkeypatch.setenv("LLAMAX_PORT", "x")
+    with pytest.raises(LaunchError, match="LLAMAX_PORT=x"):
+        launcher._placed(job)

@@ -146,3 +146,24 @@ def test_nothing_to_learn_is_an_error(tmp_path):
 def test_impossible_settings_are_named(changes, said):
     with pytest.raises(ParameterError, match=said):
         TrainConfig.parse(new_config().model_dump() | changes)
+
+
+def test_weights_after_several_steps_do_not_depend_on_how_the_batch_is_cut(tmp_path):
+    """In `fit` itself. A large eps makes Adam's update proportional to the gradient, so that a wrong scale shows."""
+    rows, weights = new_rows(), []
+    for micro in (8, 1):
+        model = new_model()
+        config = new_config(micro_batch=micro, epochs=1, eps=1.0, learning_rate=1.0, grad_clip=0.0)
+        fit(model, rows, config, tmp_path / str(micro), pad_id=PAD)
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+    start = torch.cat([parameter.detach().flatten() for parameter in new_model().parameters()])
+    eight, one = (after - start for after in weights)
+    assert eight.norm() > 0.01
+    assert (eight - one).norm() / eight.norm() < 1e-4
+
+
+def test_a_document_longer_than_the_window_is_an_error(tmp_path):
+    packed = Documents(80)
+    packed.add(0, list(range(3, 73)), [False] + [True] * 69)
+    with pytest.raises(TrainingError, match="a document has 70 tokens, the model's window 64"):
+        fit(new_model(), packed.rows(packing=True), new_config(), tmp_path, pad_id=PAD)

@@ -19,7 +19,7 @@ from llamax.config import Config
 from llamax.data.conversation import Conversation, Preference
 from llamax.data.readers import convert, convert_preferences, file_rows
 from llamax.errors import DataError, ParameterError
-from llamax.files import repository, sha256_file, sha256_json
+from llamax.files import locate, repository, sha256_file, sha256_json
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_TIMEOUT = 5.0  # seconds to find out that there is no network
@@ -105,7 +105,7 @@ def find(source: str, split: str = "train") -> Origin:
     known = cards()
     if source in known:
         return _card_origin(known[source], split)
-    path = Path(source).expanduser()
+    path = locate(source)
     if path.exists():
         return Origin(file=path)
     if HUB_ID.fullmatch(source) and not path.suffix:
@@ -138,7 +138,7 @@ def data_folder() -> Path | None:
     value = os.environ.get("LLAMAX_DATA")
     if not value:
         return None
-    folder = Path(value).expanduser()
+    folder = locate(value)
     if not folder.is_dir():
         raise DataError(f"LLAMAX_DATA={value}: no such folder; point it to local copies of the data, or unset it")
     return folder

@@ -2,12 +2,14 @@
 
 Protocols
 - `plain`: what a base model understands. The item is `Question: ...\\nAnswer:` (a function to complete stands as
-  it is), zero-shot, after BOS; an answer ends with the line.
+  it is), zero-shot, after BOS. An answer ends with the line, or with any token that ends a turn or a text: a model
+  that was tuned to close its answers with such a token is not punished for it.
 - `chat`: the item is a user's message, rendered as training rendered it; an answer ends with the assistant's turn.
 
 Scoring
 - *Choices* (knowledge, truthfulness): an option's score is the summed log-probability of its text *and of the end of
-  the answer*. That is the probability that the model says this option and nothing else: a proper probability over
+  the answer*, in any of the ways in which it may end. That is the probability that the model says this option and
+  nothing else: a proper probability over
   whole answers, so it needs no length normalisation, and an option that begins another (`franc`, `franc CFA`) has no
   advantage. Letters are not shown; their order cannot matter. Metric `acc`: the best option is the right one (MC1 of
   Lin et al. 2022 for truthfulness).
@@ -21,6 +23,7 @@ import string
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import numpy as np
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -40,6 +43,7 @@ METRICS = {"knowledge": "acc", "truthfulness": "acc", "open_qa": "exact_match", 
            "code": "pass@1"}  # fmt: skip
 MAX_NEW_TOKENS = {"open_qa": 24, "arithmetic": 48, "code": 32}
 CHANCE = {"knowledge": 0.25, "truthfulness": 0.25, "open_qa": 0.0, "arithmetic": 0.0, "code": 0.0}
+ENDS_OF_TURN = ("<|im_end|>", "<|eot_id|>")
 COLUMNS = ["item", "task", "metric", "outcome", "cluster", "answer"]
 
 
@@ -57,18 +61,24 @@ class Form(NamedTuple):
         bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
         return bos + self.tokenizer.encode(text, add_special_tokens=False)
 
-    def answer(self, item: WorldItem, text: str) -> list[int]:
-        """Token ids of an answer and of its end, as they follow `prompt`."""
+    def answers(self, item: WorldItem, text: str) -> list[list[int]]:
+        """Token ids of an answer and of its end, as they follow `prompt`: one list for each way to end."""
         if not self.template:
-            return self.tokenizer.encode(f" {text}\n", add_special_tokens=False)
+            line = self.tokenizer.encode(f" {text}\n", add_special_tokens=False)
+            return [line, *([*line[:-1], end] for end in self.ends())]
         messages = (Message(role="user", content=_request(item)), Message(role="assistant", content=text))
         rendered = render(Conversation(messages=messages), self.tokenizer, self.template)
         targets = [place for place, target in enumerate(rendered.loss_mask) if target]
-        return list(rendered.input_ids[targets[0] : targets[-1] + 1])
+        return [list(rendered.input_ids[targets[0] : targets[-1] + 1])]
+
+    def ends(self) -> list[int]:
+        """Ids of the tokens, of those that this tokenizer has, that end a text or a turn."""
+        vocabulary = self.tokenizer.get_vocab()
+        return [vocabulary[token] for token in (self.tokenizer.eos_token, *ENDS_OF_TURN) if token in vocabulary]
 
     def stops(self) -> tuple[Sequence[int], Sequence[str]]:
         """Token ids and strings that end an answer."""
-        return self.template.stop if self.template else ((), ("\n",))
+        return self.template.stop if self.template else (self.ends(), ("\n",))
 
 
 def evaluate(
@@ -104,9 +114,14 @@ def evaluate(
 
 def _choose(model: PreTrainedModel, form: Form, items: list[WorldItem], batch_size: int, progress: bool) -> list[str]:
     """The option of each item that the model finds most likely; of equals, the first."""
-    pairs = [(form.prompt(item), [form.answer(item, option) for option in item.choices]) for item in items]
+    answers = [[ids for option in item.choices for ids in form.answers(item, option)] for item in items]
+    pairs = [(form.prompt(item), ways) for item, ways in zip(items, answers, strict=True)]
     scores = choice_logprobs(model, form.tokenizer, pairs, batch_size=batch_size, progress=progress) if items else []
-    return [item.choices[max(range(len(s)), key=s.__getitem__)] for item, s in zip(items, scores, strict=True)]
+    chosen = []
+    for item, score in zip(items, scores, strict=True):
+        by_option = np.logaddexp.reduce(np.reshape(score, (len(item.choices), -1)), axis=1)
+        chosen.append(item.choices[int(by_option.argmax())])
+    return chosen
 
 
 def _say(model: PreTrainedModel, form: Form, items: list[WorldItem], batch_size: int, progress: bool) -> list[str]:

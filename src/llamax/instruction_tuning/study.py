@@ -28,6 +28,7 @@ from llamax.generation.score import text_loss
 from llamax.instruction_tuning import analysis
 from llamax.instruction_tuning.config import InstructionTuningConfig
 from llamax.models.load import Loaded, load, load_tokenizer
+from llamax.models.template import check_template
 from llamax.progress import Progress, progress_over
 from llamax.runs import Run
 from llamax.training.config import Job
@@ -163,6 +164,7 @@ class Study:
         parts = dict(zip(names, (self._evaluate(arm, loaded), curve, self._answer(arm, loaded)), strict=True))
         del loaded
         gc.collect()
+        torch.cuda.empty_cache()  # the next training's ranks want that memory; without a GPU this does nothing
         folder.mkdir(parents=True, exist_ok=True)
         with clear_disk_errors(folder):
             for name, frame in parts.items():
@@ -186,14 +188,14 @@ class Study:
             template=self.template.fingerprint,
         )
         with Progress(count_steps(self.rows, settings), f"train {arm.name}") as bar:
-            history = train(
-                job, on_step=lambda s: bar.advance(s.step + 1 - bar.done, loss=s.loss, rate=s.learning_rate)
-            )
+            history = train(job, on_step=lambda s: bar.reach(s.step + 1, loss=s.loss, rate=s.learning_rate))
         return history.frame().assign(method=arm.method, replicate=arm.replicate)
 
     def _load(self, arm: Arm, folder: Path) -> Loaded:
         """The arm's model as it was saved (what is measured is what would be published), on the fastest device."""
         spec = self.config.model if arm.method == "base" else str(folder / "model")
+        if arm.method != "base":
+            check_template(spec, self.template)
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[self.config.evaluation.precision]
         loaded = load(spec, dtype=dtype, pad_token=self.config.pad_token)
         loaded.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()

@@ -26,6 +26,7 @@ from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from llamax.errors import ModelError
 from llamax.files import sha256_file
+from llamax.models.precision import cast
 from llamax.models.save import save
 from llamax.models.vocabulary import check_special_tokens, set_pad_token
 
@@ -112,7 +113,7 @@ def with_buffers(model: LlamaForCausalLM, dtype: torch.dtype) -> LlamaForCausalL
     """A model made on the meta device, with its rotary frequencies computed and its tied weights tied."""
     model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
     model.tie_weights()
-    return model.to(dtype)
+    return cast(model, dtype)
 
 
 def read_pth(file: Path) -> dict[str, torch.Tensor]:

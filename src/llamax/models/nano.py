@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase,
 
 from llamax.data.packing import Rows, plain_text_rows
 from llamax.data.world.text import DOCUMENTS, pretraining_texts
+from llamax.models.precision import cast
 from llamax.models.save import save, write_notes
 from llamax.models.source import NANO_FOLDER
 from llamax.training.config import TrainConfig
@@ -124,7 +125,7 @@ def notes(rows: Rows, recipe: TrainConfig, history: History) -> dict[str, Any]:
 
 def save_nano(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path, notes: dict[str, Any]) -> Path:
     """Save in bf16, the chat template inside `tokenizer_config.json`: the package carries no .jinja."""
-    save(model.to(torch.bfloat16), tokenizer, folder, notes=notes)
+    save(cast(model, torch.bfloat16), tokenizer, folder, notes=notes)
     tokenizer.save_pretrained(folder, save_jinja_files=False)
     (folder / "chat_template.jinja").unlink()
     write_notes(folder, notes)

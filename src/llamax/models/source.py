@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from llamax.errors import ModelError
+from llamax.files import locate
 
 NANO_FOLDER = Path(__file__).parent / "nano"
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -45,7 +46,7 @@ def find(spec: str) -> Source:
         return _folder(NANO_FOLDER, "the package's nano model is missing: make it with `llamax pretrain nano`")
     if spec == "smol":
         return Source("gguf", smol_file())
-    path = Path(spec).expanduser()
+    path = locate(spec)
     if spec and path.is_dir():
         return _folder(path.resolve())
     if path.is_file():

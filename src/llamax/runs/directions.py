@@ -27,6 +27,8 @@ def config_class(direction: str) -> type[Config]:
     Raises: RunError when the direction has no `config.py`, or one without `CONFIG`.
     """
     name = f"llamax.{direction}.config"
+    if not direction.isidentifier():
+        raise RunError(f"no direction {direction!r}: there are {', '.join(directions()) or 'none yet'}")
     try:
         return importlib.import_module(name).CONFIG
     except ModuleNotFoundError as error:

@@ -105,7 +105,6 @@ def _papermill(notebook: Path, out: Path, parameters: dict[str, Any], progress: 
             progress_bar=False,
             stdout_file=stream,
             stderr_file=stream,
-            cwd=notebook.parent,
             on_cell_execute=on_cell_execute,
             extra_arguments=QUIET,
         )

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from llamax import files
 from llamax.config import Config
 from llamax.errors import ParameterError
-from llamax.runs.directions import config_class
+from llamax.runs.directions import config_class, directions
 
 NOTEBOOK_PARAMETERS = ("profile", "seed", "overrides")
 PAPERMILL_HEADER = "# Parameters\n"
@@ -111,11 +111,12 @@ def merge(base: dict[str, Any], over: dict[str, Any], model: type[BaseModel]) ->
     """`over` laid on `base`: groups are merged field by field, every other value replaces."""
     merged = dict(base)
     for name, value in over.items():
-        field = model.model_fields.get(name)
+        field = model.model_fields.get(str(name))
         inner = nested_model(field.annotation) if field else None
         if inner and isinstance(value, dict):
             default = field.default.model_dump() if isinstance(field.default, BaseModel) else {}
-            value = merge(merged.get(name) or default, value, inner)
+            below = merged.get(name)
+            value = merge(below if isinstance(below, dict) and below else default, value, inner)
         merged[name] = value
     return merged
 
@@ -159,10 +160,16 @@ def _section(profile: str, direction: str, model: type[BaseModel]) -> dict[str, 
         name = document.get("extends")
     sections = [document[direction] or {} for document in reversed(chain) if direction in document]
     if not sections:
-        known = sorted(set().union(*chain) - {"description", "extends"})
+        known = sorted(map(str, set().union(*chain) - {"description", "extends"}))
         raise ParameterError(
             f"profile {profile!r} has no section {direction!r}: it has {', '.join(known) or 'none'} "
             f"(notebooks/profiles/{profile}.yaml)"
+        )
+    if strangers := sorted(set().union(*chain) - {"description", "extends", *directions()}, key=str):
+        near = difflib.get_close_matches(str(strangers[0]), directions(), n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ParameterError(
+            f"profile {profile!r} has a section {strangers[0]!r}: {hint}sections: {', '.join(directions())}"
         )
     values: dict[str, Any] = {}
     for section in sections:
@@ -176,7 +183,10 @@ def _profile(name: str) -> dict[str, Any]:
     if name not in profiles():
         raise ParameterError(f"no profile {name!r}: there are {', '.join(profiles()) or 'none'} in notebooks/profiles/")
     where = f"notebooks/profiles/{name}.yaml"
-    document = _read_yaml((_folder() / f"{name}.yaml").read_text(), where)
+    try:
+        document = _read_yaml((_folder() / f"{name}.yaml").read_text(encoding="utf-8"), where)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParameterError(f"{where}: cannot be read: {error}") from None
     if not isinstance(document, dict):
         raise ParameterError(f"{where}: not a mapping with a description and a section per direction")
     return document
@@ -191,6 +201,8 @@ class _Yaml(yaml.SafeLoader):
         """As the parent's, but a key given twice is an error rather than the last one winning."""
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a name is not a text", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
             seen.add(key.value)

@@ -79,8 +79,12 @@ class Record(Config):
 
 
 def write(record: Record, folder: Path) -> None:
-    """Write `folder/result.json` atomically; sorted keys, so that git shows what changed."""
-    text = json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False)
+    """Write `folder/result.json` atomically; sorted keys, so that git shows what changed.
+
+    `seal`, the sha256 of everything else in it, tells a later edit by hand from what the run wrote.
+    """
+    values = record.model_dump(mode="json")
+    text = json.dumps(values | {"seal": files.sha256_json(values)}, indent=1, sort_keys=True, allow_nan=False)
     files.write_atomic(folder / "result.json", text + "\n")
 
 
@@ -88,11 +92,15 @@ def read(path: Path) -> Record:
     """Read a `result.json`. Raises: RunError: damaged, or of a schema that this version does not know."""
     try:
         values = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError, IsADirectoryError) as error:
         raise RunError(f"{shown(path)}: damaged record: {error}") from None
     version = values.get("schema_version") if isinstance(values, dict) else None
     if version != SCHEMA_VERSION:
         raise RunError(f"{shown(path)}: record of schema version {version!r}, this llamax reads {SCHEMA_VERSION}")
+    if values.pop("seal", None) != files.sha256_json(values):
+        raise RunError(
+            f"{shown(path)}: was edited after the run wrote it: restore it from git, or run again with --force"
+        )
     try:
         return Record.model_validate(values)
     except ValidationError as error:

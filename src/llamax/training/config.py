@@ -1,22 +1,24 @@
 """What a training run is told; no torch, so that every direction's config can hold one."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from llamax.config import Config
+from llamax.config import Config, Parameters
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-class LoraConfig(Config):
+class LoraConfig(Parameters):
     """Low-rank adapters (Hu et al. 2021): `W + alpha / rank * B A`, with `A` random and `B` zero at the start."""
 
     rank: int = Field(16, ge=1)
     alpha: float = Field(32.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
-    targets: str | tuple[str, ...] = "all-linear"
+    targets: str | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
 
 
-class TrainConfig(Config):
+class TrainConfig(Parameters):
     """One optimisation: how fast, how long, in which pieces, on which engine. Defaults: the original 7B recipe.
 
     batch_size: rows per optimizer step, over all ranks. micro_batch: rows per forward on one rank.
@@ -33,7 +35,7 @@ class TrainConfig(Config):
     batch_size: int = Field(64, ge=1)
     micro_batch: int = Field(4, ge=1)
     weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     grad_clip: float = Field(1.0, ge=0)
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -44,7 +46,7 @@ class TrainConfig(Config):
     zero_stage: Literal[0, 1, 2, 3] = 0
     offload_optimizer: bool = False
     offload_parameters: bool = False
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     checkpoint_every: int = Field(0, ge=0)
     keep_checkpoints: int = Field(2, ge=1)
 

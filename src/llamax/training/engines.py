@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from llamax.data.packing import Batch
+from llamax.models.precision import cast
 from llamax.training.config import TrainConfig
 from llamax.training.objectives import Objective, ObjectiveModule
 from llamax.training.optimizer import MasterAdamW, parameter_groups
@@ -54,8 +55,7 @@ class TorchEngine:
         self.model = model
         self.objective = objective
         self.optimizer = MasterAdamW(model, config, DTYPES[config.precision])
-        for parameter in model.parameters():  # the frozen ones; not model.to(dtype): rotary buffers must stay fp32
-            parameter.data = parameter.data.to(DTYPES[config.precision])
+        cast(model, DTYPES[config.precision])  # the frozen parameters; the others are done
 
     def loss_and_backward(self, batch: Batch, scale: float) -> tuple[Tensor, int]:
         """See `Engine`."""

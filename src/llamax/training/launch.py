@@ -43,6 +43,7 @@ def launch(job: Job, *, on_step: OnStep | None = None) -> History:
     Raises: LaunchError: the port is taken, or a rank failed; then it ends with the traceback of the rank that failed
     first.
     """
+    job = _placed(job)
     port = _check_port(job.port) if job.port else free_port()
     folder = Path(job.out).resolve() / "ranks"
     shutil.rmtree(folder, ignore_errors=True)
@@ -62,6 +63,27 @@ def launch(job: Job, *, on_step: OnStep | None = None) -> History:
             shutil.rmtree(half, ignore_errors=True)
         raise LaunchError(_first_failure(folder, process.returncode, job.train.ranks))
     return History.from_json((folder / "history.json").read_text())
+
+
+def _placed(job: Job) -> Job:
+    """The job with what the environment says of *where* it runs, which is no parameter of *what* is computed.
+
+    `LLAMAX_HOSTFILE`: DeepSpeed's hostfile, for several machines; `LLAMAX_PORT`: of the first rank.
+    Raises: LaunchError: no such hostfile, one without hosts, or a port that is no number.
+    """
+    hostfile, port = job.hostfile or os.environ.get("LLAMAX_HOSTFILE"), job.port or os.environ.get("LLAMAX_PORT")
+    if hostfile:
+        if not Path(hostfile).is_file():
+            raise LaunchError(f"hostfile {hostfile}: no such file; give one with a line 'host slots=8' per machine")
+        lines = [line.split("#")[0].strip() for line in Path(hostfile).read_text(errors="replace").splitlines()]
+        bad = [line for line in lines if line and not re.fullmatch(r"\S+ slots=[1-9]\d*", line)]
+        if bad or not any(lines):
+            fault = repr(bad[0][:40]) if bad else "no hosts in it"
+            raise LaunchError(f"hostfile {hostfile}: {fault}; want a line 'host slots=8' per machine")
+        hostfile = str(Path(hostfile).resolve())
+    if port and not (str(port).isdigit() and 0 < int(port) < 65536):
+        raise LaunchError(f"LLAMAX_PORT={port}: want a port number from 1 to 65535")
+    return job.model_copy(update={"hostfile": hostfile or None, "port": int(port) if port else None})
 
 
 def _command(job: Job, folder: Path, port: int) -> list[str]:

@@ -43,6 +43,7 @@ def fit(
     """
     steps = count_steps(rows, config)
     assert_adapters(model, config)
+    assert_window(model, rows)
     engine = make_engine(model, objective, config)
     seed_everything(config.seed + engine.rank)
     checkpoints = Checkpoints(Path(out) / "checkpoints", identity(rows, config, meta), config.keep_checkpoints)
@@ -120,6 +121,13 @@ def assert_adapters(model: nn.Module, config: TrainConfig) -> None:
     if adapters != bool(config.lora):
         has, asks = ("has" if adapters else "has no"), ("asks" if config.lora else "does not ask")
         raise TrainingError(f"the model {has} adapters but the config {asks} for lora: apply_lora goes with it")
+
+
+def assert_window(model: nn.Module, rows: Rows) -> None:
+    """No document is longer than the positions that the model knows. Raises: TrainingError."""
+    window, longest = model.config.max_position_embeddings, int(np.diff(rows.offsets).max())
+    if longest > window:
+        raise TrainingError(f"a document has {longest} tokens, the model's window {window}: rows of at most {window}")
 
 
 def assert_finite(loss: float, grad_norm: float, step: int) -> None:

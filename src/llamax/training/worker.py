@@ -15,10 +15,12 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from transformers.initialization import no_init_weights
 
 from llamax.data.packing import Rows
 from llamax.errors import TrainingError
 from llamax.files import sweep, write_atomic
+from llamax.models.precision import cast
 from llamax.training.checkpoint import seed_everything
 from llamax.training.config import Job, TrainConfig
 from llamax.training.engines import DTYPES
@@ -78,7 +80,9 @@ def gather_parameters(model: nn.Module) -> dict[str, torch.Tensor] | None:
 def rebuild(model: nn.Module, state: dict[str, torch.Tensor], config: TrainConfig) -> nn.Module:
     """An unsharded model like `model` with these parameters. Raises: TrainingError: one is missing."""
     base = model.get_base_model() if config.lora else model
-    whole = type(base)(base.config).to(next(iter(state.values())).dtype)
+    with no_init_weights():  # drawing billions of numbers only to overwrite them takes minutes
+        whole = cast(type(base)(base.config), next(iter(state.values())).dtype)
+    whole.tie_weights()
     if config.lora:
         whole = apply_lora(whole, config.lora)
     names = {name for name, _ in whole.named_parameters()}

@@ -4,6 +4,7 @@ Everything is made by code, deterministically, from what the installed packages 
 currencies (`babel`), physical constants (`scipy.constants`), docstrings and functions of the standard library.
 """
 
+import ast
 import hashlib
 import platform
 from importlib.metadata import version
@@ -17,9 +18,12 @@ __all__ = ["WorldItem", "fingerprint", "held_out_texts", "instructions", "pretra
 
 
 def fingerprint() -> str:
-    """Hex sha256 of what the world is made from: its code, and the versions of Python, babel and scipy."""
+    """Hex sha256 of what the world is made from: its code, and the versions of Python, babel and scipy.
+
+    Python's patch level counts: 3.11.2 and 3.11.7 have other docstrings, which are the world's prose. Comments do not.
+    """
     digest = hashlib.sha256()
     for file in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(file.read_bytes())
+        digest.update(ast.dump(ast.parse(file.read_bytes())).encode())
     digest.update("|".join((platform.python_version(), version("babel"), version("scipy"))).encode())
     return digest.hexdigest()
