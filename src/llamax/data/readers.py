@@ -3,6 +3,7 @@
 A file is JSON (a list of rows), JSONL (a row per line), either of them gzipped, or Parquet.
 """
 
+import contextlib
 import gzip
 import json
 import zlib
@@ -97,8 +98,15 @@ def file_rows(path: Path) -> Iterator[tuple[str, Any]]:
     suffix = Path(path.name.removesuffix(".gz")).suffix
     if suffix not in readers:
         raise DataError(f"{path}: wants a name that ends in {', '.join(SUFFIXES)} (.gz after the first two)")
-    try:
+    with clear_read_errors(path):
         yield from readers[suffix](path)
+
+
+@contextlib.contextmanager
+def clear_read_errors(path: Path) -> Iterator[None]:
+    """Turn what reading a file may raise into a `DataError` that names it."""
+    try:
+        yield
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: damaged gzip file ({error})") from None
     except UnicodeDecodeError as error:
