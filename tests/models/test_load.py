@@ -7,6 +7,7 @@ import sys
 import huggingface_hub
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -105,9 +106,11 @@ def test_a_missing_file_and_damaged_notes_are_named(saved):
     (saved / "generation_config.json").unlink()
     with pytest.raises(ModelError, match=r"generation_config\.json: missing"):
         load(str(saved))
-    (saved / "llamax.json").write_text("{")
-    with pytest.raises(ModelError, match=r"llamax\.json: damaged"):
-        load(str(saved))
+    for content in ("{", "[]", "5", '{"notes": 5, "sha256": 5}'):
+        (saved / "llamax.json").write_text(content)
+        for reader in (load, read_notes):
+            with pytest.raises(ModelError, match=r"llamax\.json: damaged"):
+                reader(str(saved))
 
 
 def test_bad_weights_of_other_making_are_refused(saved):
@@ -285,9 +288,12 @@ def test_saving_a_model_that_reads_back_otherwise_publishes_nothing(saved, tiny_
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
 
-def test_a_full_disk_leaves_the_old_model(saved, tiny_model, tiny_tokenizer, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), SafetensorError("No space left on device (os error 28)")]
+)
+def test_a_full_disk_leaves_the_old_model(saved, tiny_model, tiny_tokenizer, monkeypatch, error):
     def full(self, folder, **kwargs):
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(saving.PreTrainedModel, "save_pretrained", full)
     with pytest.raises(DiskFullError, match="no disk space"):
