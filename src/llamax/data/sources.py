@@ -17,7 +17,7 @@ from pydantic import Field
 
 from llamax.config import Config
 from llamax.data.conversation import Conversation, Preference
-from llamax.data.readers import convert, convert_preferences, file_rows
+from llamax.data.readers import clear_read_errors, convert, convert_preferences, file_rows
 from llamax.errors import DataError, ParameterError
 from llamax.files import repository, sha256_file, sha256_json
 from llamax.hub import asked
@@ -67,6 +67,8 @@ def read(source: str, *, format: str = "auto", split: str = "train", limit: int 
     """
     origin = find(source, split)
     if origin.world:
+        if format != "auto":
+            raise DataError(f"{source}: takes no format ({format!r} given): its conversations are made, not read")
         from llamax.data.world import instructions
 
         return instructions(limit=limit)
@@ -200,13 +202,19 @@ def cards() -> dict[str, Card]:
 
 @cache
 def _cards_in(folder: Path) -> dict[str, Card]:
-    found = [read_card(path) for path in sorted(folder.glob("*.md"))]
-    return {card.name: card for card in found}
+    found: dict[str, Card] = {}
+    for path in sorted(folder.glob("*.md")):
+        card = read_card(path)
+        if card.name in found:
+            raise DataError(f"{path}: another card of {folder.name}/ is named {card.name!r} too; rename one")
+        found[card.name] = card
+    return found
 
 
 def read_card(path: Path) -> Card:
     """The front matter of a data card. Raises: DataError: there is none, or it does not fit the schema."""
-    match = re.match(r"---\n(.*?)\n---\n", path.read_text(encoding="utf-8"), re.DOTALL)
+    with clear_read_errors(path):
+        match = re.match(r"---\n(.*?)\n---\n", path.read_text(encoding="utf-8"), re.DOTALL)
     if match is None:
         raise DataError(f"{path}: wants YAML front matter between two lines of ---")
     try:
