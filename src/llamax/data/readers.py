@@ -18,6 +18,7 @@ from llamax.data.formats import DETECTED_BY, FORMATS, RowError, conversation, cu
 from llamax.errors import DataError
 
 SHOWN_FAULTS = 3
+ROWS_TO_DETECT = 1000  # the first of them that fits a format decides
 SUFFIXES = (".json", ".jsonl", ".parquet")
 
 Read = TypeVar("Read", Conversation, Preference)
@@ -34,7 +35,7 @@ def read_file(path: Path | str, *, format: str = "auto", limit: int | None = Non
 def convert(
     rows: Iterable[tuple[str, Any]], name: str, *, format: str = "auto", limit: int | None = None
 ) -> list[Conversation]:
-    """Conversations from (place, row) pairs of the source `name`; with `auto`, the first row decides the format."""
+    """Conversations from (place, row) pairs of the source `name`; `auto`: the first row that fits a format decides."""
     rows = _first(rows, limit, name)
     if format == "auto":
         format, rows = _detected(rows, name)
@@ -60,8 +61,7 @@ def _first(rows: Iterable[tuple[str, Any]], limit: int | None, name: str) -> Ite
 def _detected(rows: Iterator[tuple[str, Any]], name: str) -> tuple[str, Iterator[tuple[str, Any]]]:
     """Format of the first row whose fields show one, and all rows again."""
     seen = []
-    format = None
-    for place, row in rows:
+    for place, row in islice(rows, ROWS_TO_DETECT):
         seen.append((place, row))
         format = detect(row)
         if format is not None:
@@ -70,9 +70,9 @@ def _detected(rows: Iterator[tuple[str, Any]], name: str) -> tuple[str, Iterator
         raise DataError(f"{name}: no rows in it")
     place, row = next(((place, row) for place, row in seen if not isinstance(row, RowError)), seen[0])
     if isinstance(row, RowError):
-        return "messages", iter(seen)
+        return "messages", chain(seen, rows)
     fields = cut(", ".join(map(str, row))) if isinstance(row, dict) else f"no fields ({type(row).__name__})"
-    raise DataError(f"{name}: no row shows its format: {place} has the fields {fields}; one shows by {DETECTED_BY}")
+    raise DataError(f"{name}: no row shows a format: {place} has the fields {fields}; one shows by {DETECTED_BY}")
 
 
 def _collect(rows: Iterable[tuple[str, Any]], name: str, parse: Callable[[Any, str], Read]) -> list[Read]:
