@@ -33,7 +33,7 @@ def main() -> None:
     """Entry point of the `llamax` command."""
     try:
         app()
-    except LlamaxError as error:
+    except (LlamaxError, OSError) as error:  # an OSError nobody foresaw: a folder that may not be read, and the like
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
 
@@ -98,6 +98,8 @@ def results(
     """Show what complete runs found; of runs with the same parameters, the newest."""
     from llamax.runs import Store
 
+    if json and csv:
+        raise ParameterError("--json and --csv are two forms: choose one")
     store = Store()
     frame = store.results(direction, profile, metric)
     if json:
@@ -142,7 +144,7 @@ def paper_check(
 @pretrain.command("nano")
 def pretrain_nano(
     out: Annotated[Path | None, typer.Option(help="folder to work in; runs/pretrain_nano when left out")] = None,
-    seed: Annotated[int, typer.Option(help="seed of texts, weights and order")] = 0,
+    seed: Annotated[int, typer.Option(help="seed of texts, weights and order", min=0, max=2**32 - 1)] = 0,
 ) -> None:
     """Make the nano model again, tokenizer included, by its documented recipe."""
     from llamax import files
@@ -160,7 +162,7 @@ def pretrain_nano(
 def data_inspect(
     source: Annotated[str, typer.Argument(help="a named source (data_cards/), a file, a folder or a hub id")],
     format: Annotated[str, typer.Option(help="alpaca, sharegpt, messages, ...")] = "auto",
-    limit: Annotated[int | None, typer.Option(help="read only so many conversations")] = None,
+    limit: Annotated[int | None, typer.Option(help="read only so many conversations", min=1)] = None,
 ) -> None:
     """Read a source, count what is in it, or name its first faults."""
     from llamax.data.sources import read

@@ -54,6 +54,10 @@ def test_a_length_that_fits_no_row_is_named(lengths):
         best_fit_decreasing(lengths, 10)
 
 
+def test_a_capacity_beyond_all_documents_costs_nothing():
+    assert best_fit_decreasing([3, 5, 4], 10**12) == [[1, 2, 0]]
+
+
 def make_rows(documents: list[list[int]], length: int, *, packing: bool = True) -> Rows:
     """Rows of documents whose every token but the first is a target."""
     collected = Documents(length)
@@ -165,6 +169,17 @@ def test_a_flipped_byte_is_noticed(tmp_path, name):
 def test_a_folder_without_rows_is_one_clear_line(tmp_path):
     with pytest.raises(DataError, match="no packed rows here") as caught:
         Rows.load(tmp_path / "nothing")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("rows.json", b"{}"), ("rows.json", b"[]"), ("rows.json", b"{"), ("tokens.npy", b"")]
+)
+def test_a_damaged_folder_is_one_clear_line(tmp_path, name, content):
+    folder = make_rows(documents_of([3, 4]), length=10).save(tmp_path / "rows")
+    (folder / name).write_bytes(content)
+    with pytest.raises(DataError, match="build them again") as caught:
+        Rows.load(folder)
     assert "\n" not in str(caught.value)
 
 

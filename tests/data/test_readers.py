@@ -122,6 +122,9 @@ def test_all_faults_are_counted_and_the_first_named(tmp_path):
         ({"conversations": ["a"]}, "field 'conversations[0]' is str 'a', should be a message"),
         ({"instruction": "a", "output": "b", "history": [["x"]]}, "field 'history[0]' is list ['x'], should be a pair"),
         ({"prompt": "", "completion": "b"}, "field 'prompt' is empty, should be a text"),
+        ({"instruction": "a", "output": "b", "history": 5}, "field 'history' is int 5, should be a list of pairs"),
+        ({"instruction": "a", "output": "b", "history": [["  ", "x"]]}, "field 'history[0]' is list ['  ', 'x'], sh"),
+        ({"prompt": "a", "completion": "\ud800"}, "field 'messages' has a lone surrogate"),
     ],
 )
 def test_a_malformed_row_says_field_fault_and_remedy(tmp_path, row, said):
@@ -142,6 +145,38 @@ def test_a_broken_first_line_does_not_hide_the_format(tmp_path):
     assert "1 of 2 rows malformed: line 1 is not JSON (" in fault(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "said"), [("9" * 5000, "a number of more than 4300 digits"), ("[" * 200_000, "nested too deeply")]
+)
+def test_json_that_python_does_not_read(tmp_path, content, said):
+    good = json.dumps(ROWS["alpaca"])
+    (tmp_path / "rows.jsonl").write_text(f"{good}\n{content}\n{good}\n")
+    assert f"1 of 3 rows malformed: line 2 cannot be read: {said}" in fault(tmp_path / "rows.jsonl")
+    (tmp_path / "rows.json").write_text(f"[{good}, {content}]")
+    assert f"JSON that cannot be read: {said}" in fault(tmp_path / "rows.json")
+
+
+def test_a_first_row_that_shows_no_format_does_not_hide_the_others(tmp_path):
+    rows = [{"instruct": "a", "output": "b"}, ROWS["alpaca"], {"instruction": 5, "output": "x"}, "no object"]
+    assert "3 of 4 rows malformed: row 1 field 'instruction' is missing" in fault(write(tmp_path / "rows.json", rows))
+
+
+def test_a_column_at_the_end_of_a_line_is_counted_on_that_line(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"\n')
+    assert "line 1 is not JSON (Expecting ',' delimiter, column 15)" in fault(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize("limit", [-1, 0, 1.5])
+def test_a_limit_is_a_number_of_rows(tmp_path, limit):
+    path = write(tmp_path / "rows.json", [ROWS["alpaca"]])
+    assert fault(path, limit=limit) == f"{path}: limit {limit} should be a number of rows from 1"
+
+
+def test_long_names_of_fields_are_cut(tmp_path):
+    line = fault(write(tmp_path / "rows.json", [{"x" * 1000: 1}]))
+    assert "x" * 37 + "..." in line and "x" * 38 not in line
+
+
 def test_broken_json_is_named_by_line(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text('[\n {"instruction": "a",\n  "output": b}\n]')
@@ -160,7 +195,7 @@ def test_lines_in_a_json_file_get_a_hint(tmp_path):
         ("rows.json", b'{"data": []}', "is a JSON dict; wants a list of rows"),
         ("rows.json", b"[]", "no rows in it"),
         ("rows.jsonl", b"\n\n", "no rows in it"),
-        ("rows.json", b'[{"a": 1, "b": 2}]', "row 1 has the fields a, b; a format shows by instruction+output"),
+        ("rows.json", b'[{"a": 1, "b": 2}]', "row 1 has the fields a, b; one shows by instruction+output"),
         ("rows.json", b'[{"chosen": "a", "rejected": "b"}]', "read_preferences"),
         ("rows.json", b'["\xff"]', "not UTF-8"),
         ("rows.json.gz", b"no gzip", "damaged gzip file"),
@@ -176,6 +211,7 @@ def test_files_that_are_not_what_they_seem(tmp_path, name, content, said):
 
 def test_absent_files_and_folders(tmp_path):
     assert fault(tmp_path / "rows.json") == f"{tmp_path / 'rows.json'}: no such file"
+    assert "is a folder; name a file in it (there is none)" in fault(tmp_path)
     (tmp_path / "inner.json").touch()
     assert "is a folder; name a file in it (inner.json)" in fault(tmp_path)
 

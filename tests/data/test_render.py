@@ -16,7 +16,7 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 from llamax.data.conversation import Conversation, Message, assistant, user
 from llamax.data.render import render, render_prompt
-from llamax.data.templates import TEMPLATES, get_template
+from llamax.data.templates import TEMPLATES, Stop, get_template
 from llamax.errors import DataError, ModelError
 
 CHATML = (
@@ -277,6 +277,13 @@ def test_stops_end_a_turn(tiny_tokenizer):
     end, eos = tiny_tokenizer.convert_tokens_to_ids(["<|im_end|>", "</s>"])
     assert get_template("chatml", tiny_tokenizer).stop == ((end, eos), ())
     assert get_template("alpaca", tiny_tokenizer).stop == ((eos,), ("### Instruction:",))
+    assert get_template("vicuna", tiny_tokenizer).stop == ((eos,), ("USER:",))
+    assert get_template("llama2", tiny_tokenizer).stop == ((eos,), ())
+    llama3 = TOKENIZERS["llama3"]
+    assert get_template("llama3", llama3).stop == (
+        (llama3.convert_tokens_to_ids("<|eot_id|>"), llama3.eos_token_id),
+        (),
+    )
     tokenizer, own = OWN["chatml", "gpt2"]
     assert own.stop == get_template("chatml", tokenizer).stop
 
@@ -286,6 +293,28 @@ def test_fingerprints_tell_templates_apart_and_do_not_depend_on_the_tokenizer():
     prints |= {str(key): own.fingerprint for key, (_, own) in OWN.items() if key[1] in ("gpt2", "llama3")}
     assert len(set(prints.values())) == len(prints) - 1  # chatml twice: one Jinja, two tokenizers
     assert get_template("alpaca", TOKENIZERS["llama3"]).fingerprint == prints["alpaca"]
+
+
+@pytest.mark.parametrize("name", ["alpaca", "vicuna", "chatml", "tokenizer"])
+def test_fingerprints_follow_supervision_and_stops(name):
+    tokenizer, _ = OWN["chatml", "gpt2"]
+    kind = TEMPLATES[name]
+
+    class Flipped(kind):
+        def pieces(self, messages, *, prompt=False):
+            pieces = super().pieces(messages, prompt=prompt)
+            return [piece._replace(supervised=not piece.supervised) for piece in pieces]
+
+    class WithoutEnd(kind):
+        def pieces(self, messages, *, prompt=False):
+            pieces = super().pieces(messages, prompt=prompt)
+            return [piece if piece.token is None else piece._replace(supervised=False) for piece in pieces]
+
+    plain = type("Plain", (kind,), {"stop": kind(tokenizer).stop})  # the same, not read off the targets
+    stopped = type("Stopped", (kind,), {"stop": Stop((1,), ("Stop.",))})
+    others = [type(base.__name__, (base, plain), {}) for base in (Flipped, WithoutEnd)]
+    prints = [variant(tokenizer).fingerprint for variant in (plain, stopped, *others)]
+    assert len(set(prints)) == len(prints) and prints[0] == kind(tokenizer).fingerprint
 
 
 @pytest.mark.parametrize("name", ["alpaca", "vicuna", "llama2"])

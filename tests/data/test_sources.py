@@ -70,6 +70,21 @@ def test_a_card_that_does_not_fit_is_named(tmp_path, front, said):
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
 
 
+CARD = "---\nname: a\ntitle: b\nlicence: c\nhub: d/e\nformat: alpaca\nsplits: {train: {items: 1}}\n---\n"
+
+
+def test_cards_of_one_name_and_cards_of_no_text_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAMAX_HOME", str(tmp_path))
+    (tmp_path / "data_cards").mkdir()
+    for name in ("one.md", "two.md"):
+        (tmp_path / "data_cards" / name).write_text(CARD)
+    with pytest.raises(DataError, match=r"two\.md: another card of data_cards/ is named 'a' too"):
+        cards()
+    (tmp_path / "data_cards" / "two.md").write_bytes(b"\xff")
+    with pytest.raises(DataError, match=r"two\.md: not UTF-8"):
+        cards()
+
+
 def test_a_file_is_a_source(alpaca_file):
     read_back = read(str(alpaca_file), limit=2)
     assert [c.messages for c in read_back] == [(user(f"say {n}"), assistant(str(n))) for n in range(2)]
@@ -80,6 +95,7 @@ def test_the_small_world_is_a_source():
     conversations = read("nano", limit=3)
     assert len(conversations) == 3 and all(isinstance(c, Conversation) for c in conversations)
     assert conversations == read("nano", limit=5)[:3]
+    fails("nano: takes no format .'alpaca' given", "nano", format="alpaca")
 
 
 def test_fingerprints_follow_content(alpaca_file):

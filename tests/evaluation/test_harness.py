@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from llamax.data.sources import content_hash
 from llamax.errors import DataError, ModelError, ParameterError
 
 pytest.importorskip("lm_eval")
@@ -22,6 +23,17 @@ from llamax.evaluation import benchmarks, harness
 from llamax.evaluation.harness import Backend, build_requests, evaluate_tasks, load_tasks, outcomes, prepare, select
 
 QUESTIONS = [f"What is {n} plus {n + 1}?" for n in range(12)]
+
+
+def write_card(home, hub, splits):
+    """A data card of the little files: path, items and sha256 of each split."""
+    name = hub.split("/")[1]
+    described = {
+        split: {"local": path, "items": items, "sha256": sha256} for split, (path, items, sha256) in splits.items()
+    }
+    card = {"name": name, "title": name, "licence": "none", "hub": hub, "format": "benchmark", "splits": described}
+    (home / "data_cards").mkdir(exist_ok=True)
+    (home / "data_cards" / f"{name}.md").write_text(f"---\n{json.dumps(card)}\n---\n")
 
 
 @pytest.fixture
@@ -45,6 +57,11 @@ def local_data(tmp_path, monkeypatch):
     ]
     (tmp_path / "truthfulqa").mkdir()
     (tmp_path / "truthfulqa" / "mc_task.json").write_text(json.dumps(items))
+    write_card(tmp_path, "cais/mmlu", {"test": ("mmlu/test", 7, ""), "dev": ("mmlu/dev", 5, "")})
+    train = "gsm8k/train.jsonl.gz"
+    write_card(tmp_path, "openai/gsm8k", {"train": (train, 12, ""), "test": ("gsm8k/test.jsonl", 4, "")})
+    write_card(tmp_path, "truthfulqa/truthful_qa", {"validation": ("truthfulqa", 5, "")})
+    monkeypatch.setenv("LLAMAX_HOME", str(tmp_path))
     monkeypatch.setenv("LLAMAX_DATA", str(tmp_path))
     monkeypatch.setattr(harness, "FOLDERS", {**harness.FOLDERS, "mmlu_anatomy": "mmlu/default"})
     return tmp_path
@@ -193,6 +210,53 @@ def test_bad_input_is_one_clear_line(local_data, tiny_model, tiny_tokenizer, mon
     monkeypatch.delenv("LLAMAX_DATA")
     with pytest.raises(DataError, match=r"openai/gsm8k: not to be had from the hub .*set LLAMAX_DATA"):
         prepare("gsm8k", 2, 5, 64, 0)
+
+
+def row(**changes):
+    return json.dumps({"question": "a", "answer": "b"} | changes).encode()
+
+
+ONE = '{"question": "a", "mc1_targets": {"x": 1}, "mc2_targets": {"x": 1}}'
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "content", "said"),
+    [
+        ("openai/gsm8k", "gsm8k/test.jsonl", b"", "has 0 items, should be 4"),
+        ("openai/gsm8k", "gsm8k/test.jsonl", row(), "has 1 items, should be 4"),
+        ("openai/gsm8k", "gsm8k/test.jsonl", row(answer=5), "line 1: expected .* texts question and answer"),
+        ("openai/gsm8k", "gsm8k/test.jsonl", row(answer="\ud800"), "line 1: expected .* texts question and answer"),
+        ("openai/gsm8k", "gsm8k/test.jsonl", b"[" * 200_000, "line 1: expected"),
+        ("openai/gsm8k", "gsm8k/test.jsonl", '"\u00fc"'.encode("latin-1"), "not UTF-8"),
+        ("openai/gsm8k", "gsm8k/train.jsonl.gz", gzip.compress(row() * 500, mtime=0)[:40], "damaged gzip file"),
+        ("openai/gsm8k", "gsm8k/train.jsonl.gz", b"no gzip", "damaged gzip file"),
+        ("cais/mmlu", "mmlu/test/anatomy_test.csv", b"", "has 0 items"),
+        ("cais/mmlu", "mmlu/test/anatomy_test.csv", b"q,1,2,3,4,A\n" + b"q" * 200_000, "row 2: expected"),
+        ("truthfulqa/truthful_qa", "truthfulqa/mc_task.json", b"[]", "has 0 items, should be 5"),
+        ("truthfulqa/truthful_qa", "truthfulqa/mc_task.json", f"[{ONE}]".encode(), "has 1 items, should be 5"),
+        ("truthfulqa/truthful_qa", "truthfulqa/mc_task.json", ONE.replace('"a"', "5").encode(), "expected a JSON list"),
+    ],
+)
+def test_a_bad_local_file_is_named_in_one_line(local_data, path, name, content, said):
+    (local_data / name).write_bytes(content)
+    with pytest.raises(DataError, match=said) as caught:
+        benchmarks.load(path, "anatomy")
+    assert str(local_data / name) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_local_files_must_be_those_of_the_data_card(local_data, monkeypatch):
+    hashes = {split: content_hash(local_data / "mmlu" / split) for split in ("test", "dev")}
+    home = local_data / "home"
+    home.mkdir()
+    write_card(home, "cais/mmlu", {split: (f"mmlu/{split}", 9, sha256) for split, sha256 in hashes.items()})
+    monkeypatch.setenv("LLAMAX_HOME", str(home))
+    assert len(benchmarks.load("cais/mmlu", "anatomy")["test"]) == 7
+    file = local_data / "mmlu" / "test" / "anatomy_test.csv"
+    file.write_text(file.read_text().replace("None", "Some"))
+    with pytest.raises(DataError, match="mmlu/test is not the folder that its data card describes"):
+        benchmarks.load("cais/mmlu", "anatomy")
+    with pytest.raises(DataError, match="openai/gsm8k: no data card"):
+        benchmarks.load("openai/gsm8k", "main")
 
 
 def test_the_real_files_are_whole(shared_data, monkeypatch):

@@ -4,6 +4,7 @@ import base64
 import json
 import math
 import pickle
+import shutil
 from itertools import pairwise
 
 import pytest
@@ -215,6 +216,78 @@ def test_a_missing_shard_or_tensor_is_said(sp_folder):
     write_meta(parent / "hole", weights)
     with pytest.raises(ModelError, match=r"hole.*down_proj"):
         load(str(parent / "hole"), pad_token="<unk>")
+
+
+def without(weights, part):
+    return {name: tensor for name, tensor in weights.items() if part not in name}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"n_heads": None}, "params.json: parameter 'n_heads'"),
+        ({"n_heads": 0}, "params.json: parameter 'n_heads' = 0"),
+        ({"n_kv_heads": 3}, "params.json: .* n_heads a multiple of n_kv_heads"),
+        ({"norm_eps": "x"}, "params.json: parameter 'norm_eps' = 'x'"),
+        (b"[]", "params.json: .*valid dictionary"),
+        (b"{", "params.json: not a JSON file of parameters"),
+        (b"\xff", "params.json: not a JSON file of parameters"),
+    ],
+)
+def test_bad_parameters_are_named(sp_folder, tmp_path, change, said):
+    parent, processor = sp_folder
+    shutil.copy(parent / "tokenizer.model", tmp_path)
+    write_meta(tmp_path, meta_weights(processor.vocab_size()))
+    content = change if isinstance(change, bytes) else json.dumps(PARAMS | change).encode()
+    (tmp_path / "params.json").write_bytes(content)
+    fails(tmp_path, said)
+
+
+def fails(folder, said):
+    """Loading fails with one line that matches."""
+    with pytest.raises(ModelError, match=said) as caught:
+        load(str(folder), pad_token="<unk>")
+    assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda weights: b"", "00.pth: damaged, or not a .pth file"),
+        (lambda weights: b"garbage" * 100, "00.pth: damaged, or not a .pth file"),
+        (lambda weights: [1], "00.pth: holds something else than tensors by name"),
+        (lambda weights: {"a": 1}, "00.pth: holds something else than tensors by name"),
+        (lambda weights: {}, "00.pth: lacks 2 tensors, the first is layers.0.feed_forward.w1"),
+        (lambda weights: without(weights, "tok_emb"), "00.pth: lacks 1 tensors, the first is tok_embeddings"),
+        (lambda weights: weights | {"vision.weight": weights["norm.weight"]}, "00.pth: tensor 'vision.weight' does"),
+        (lambda weights: weights | {"layers.0.attention.wq.weight": torch.ones(3)}, "the shape of tensor layers.0.att"),
+    ],
+)
+def test_bad_weights_are_named(sp_folder, tmp_path, make, said):
+    parent, processor = sp_folder
+    shutil.copy(parent / "tokenizer.model", tmp_path)
+    weights = meta_weights(processor.vocab_size())
+    write_meta(tmp_path, weights)
+    content = make(weights)
+    file = tmp_path / "consolidated.00.pth"
+    file.write_bytes(content) if isinstance(content, bytes) else torch.save(content, file)
+    fails(tmp_path, said)
+
+
+def test_a_shard_that_lacks_a_tensor_is_named(sp_folder, tmp_path):
+    parent, processor = sp_folder
+    shutil.copy(parent / "tokenizer.model", tmp_path)
+    write_meta(tmp_path, meta_weights(processor.vocab_size()), shards=2)
+    file = tmp_path / "consolidated.01.pth"
+    torch.save(without(torch.load(file), "w2"), file)
+    fails(tmp_path, r"01\.pth: lacks 2 tensors, the first is layers\.0\.feed_forward\.w2")
+
+
+@pytest.mark.parametrize("content", [b"", b"\0garbage" * 20, b"aGk= 0\na! x\n", b"aGk= 0\n"])
+def test_a_damaged_tokenizer_is_named(tmp_path, content):
+    write_meta(tmp_path, meta_weights(320))
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    fails(tmp_path, r"tokenizer\.model: damaged, or of neither")
 
 
 def test_a_truncated_shard_is_said(sp_folder):

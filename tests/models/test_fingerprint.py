@@ -3,6 +3,9 @@ import shutil
 import subprocess
 import sys
 
+import pytest
+
+from llamax.errors import DiskFullError
 from llamax.models import fingerprint as module
 from llamax.models.fingerprint import fingerprint
 from llamax.models.save import save
@@ -38,6 +41,34 @@ def test_a_file_is_hashed_once(tmp_path, monkeypatch):
     assert fingerprint(str(file)) != first
     (tmp_path / "cache" / "hashes.json").write_text("damaged")
     assert fingerprint(str(file)) != first
+
+
+@pytest.mark.parametrize(
+    "kept", ["[]", "5", '{"PATH": 5}', '{"PATH": [3, 1]}', '{"PATH": [3, 1, null]}', "[" * 200_000]
+)
+def test_a_damaged_memory_of_hashes_stops_nothing(tmp_path, monkeypatch, kept):
+    monkeypatch.setenv("LLAMAX_CACHE", str(tmp_path))
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"abc")
+    os.utime(file, ns=(1, 1))
+    first = fingerprint(str(file))
+    (tmp_path / "hashes.json").write_text(kept.replace("PATH", str(file)))
+    assert fingerprint(str(file)) == first
+
+
+def test_a_memory_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
+    (tmp_path / "model.gguf").write_bytes(b"abc")
+    (tmp_path / "file").touch()
+    for cache in (tmp_path / "file", tmp_path / "file" / "inside"):  # read-only folders do not stop root
+        monkeypatch.setenv("LLAMAX_CACHE", str(cache))
+        assert fingerprint(str(tmp_path / "model.gguf"))
+    monkeypatch.setenv("LLAMAX_CACHE", str(tmp_path / "full"))
+
+    def full(*args):
+        raise DiskFullError("no disk space")
+
+    monkeypatch.setattr(module, "write_atomic", full)
+    assert fingerprint(str(tmp_path / "model.gguf"))
 
 
 def test_a_hub_id_is_hashed_with_its_commit(tiny_model, tiny_tokenizer, tmp_path, monkeypatch):

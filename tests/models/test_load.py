@@ -4,8 +4,10 @@ import socket
 import subprocess
 import sys
 
+import huggingface_hub
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -104,9 +106,11 @@ def test_a_missing_file_and_damaged_notes_are_named(saved):
     (saved / "generation_config.json").unlink()
     with pytest.raises(ModelError, match=r"generation_config\.json: missing"):
         load(str(saved))
-    (saved / "llamax.json").write_text("{")
-    with pytest.raises(ModelError, match=r"llamax\.json: damaged"):
-        load(str(saved))
+    for content in ("{", "[]", "5", '{"notes": 5, "sha256": 5}'):
+        (saved / "llamax.json").write_text(content)
+        for reader in (load, read_notes):
+            with pytest.raises(ModelError, match=r"llamax\.json: damaged"):
+                reader(str(saved))
 
 
 def test_bad_weights_of_other_making_are_refused(saved):
@@ -120,6 +124,86 @@ def test_bad_weights_of_other_making_are_refused(saved):
     with pytest.raises(ModelError, match="cannot be loaded") as caught:
         load(str(saved))
     assert "\n" not in str(caught.value)
+
+
+def configure(folder, **changes):
+    """Other making: without our notes, and with a changed config.json."""
+    (folder / "llamax.json").unlink(missing_ok=True)
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def line(spec):
+    """The one line that loading fails with."""
+    with pytest.raises(ModelError) as caught:
+        load(str(spec))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_hidden_layers": 1}, "9 weights without a place in the model that config.json describes, the first is "),
+        ({"intermediate_size": 60}, "down_proj.weight is [32, 64] in the weights, [32, 60] by config.json"),
+        ({"num_attention_heads": 0}, "num_attention_heads 0 should be a multiple of num_key_value_heads 2"),
+        ({"num_key_value_heads": 3}, "num_attention_heads 4 should be a multiple of num_key_value_heads 3"),
+        ({"num_attention_heads": "x"}, "num_attention_heads 'x' should be a multiple"),
+        ({"num_attention_heads": 6, "head_dim": None}, "The hidden size (32) is not a multiple of the number of"),
+    ],
+)
+def test_a_config_that_does_not_fit_the_weights_is_refused(saved, changes, said):
+    configure(saved, **changes)
+    assert said in line(saved)
+
+
+def test_the_frequencies_of_old_checkpoints_are_let_through(saved):
+    configure(saved)
+    tensors = load_file(saved / "model.safetensors")
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    save_file(tensors, saved / "model.safetensors", metadata={"format": "pt"})
+    load(str(saved))
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("code ran",))
+
+
+def test_files_that_cannot_be_loaded_say_why(saved, capsys):
+    configure(saved)
+    whole = (saved / "tokenizer.json").read_text()
+    for content, said in (("{", "tokenizer.json: not JSON ("), ("[]", "tokenizer.json: a JSON list, should be an")):
+        (saved / "tokenizer.json").write_text(content)
+        assert said in line(saved)
+    (saved / "tokenizer.json").unlink()
+    assert "no tokenizer here: tokenizer.json is missing" in line(saved)
+    (saved / "tokenizer.json").write_text(whole)
+    (saved / "model.safetensors").unlink()
+    torch.save({"a": Evil()}, saved / "pytorch_model.bin")
+    assert "its pickle holds more than tensors, and loading it could run code; get the model as" in line(saved)
+    (saved / "pytorch_model.bin").write_bytes(b"")
+    assert "a file of weights is empty or cut short" in line(saved)
+    (saved / "config.json").write_text("[]")
+    assert "config.json: a JSON list, should be an object" in line(saved)
+    assert "code ran" not in capsys.readouterr().out
+
+
+def test_the_hub_is_asked_once_and_offline_never(monkeypatch, tmp_path):
+    asked = []
+
+    def unreachable(self, name, **options):
+        asked.append((name, options["timeout"]))
+        raise ConnectionError("no route to host\nmore")
+
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", unreachable)
+    assert "Connect, or give a local folder" in line("org/name") and not asked  # HF_HUB_OFFLINE is set
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    assert line("org/name") == (
+        "org/name: not to be had from the hub (no route to host). Connect, or give a local folder"
+    )
+    assert asked == [("org/name", 5.0)]
 
 
 @pytest.mark.parametrize(
@@ -204,9 +288,12 @@ def test_saving_a_model_that_reads_back_otherwise_publishes_nothing(saved, tiny_
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
 
-def test_a_full_disk_leaves_the_old_model(saved, tiny_model, tiny_tokenizer, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), SafetensorError("No space left on device (os error 28)")]
+)
+def test_a_full_disk_leaves_the_old_model(saved, tiny_model, tiny_tokenizer, monkeypatch, error):
     def full(self, folder, **kwargs):
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(saving.PreTrainedModel, "save_pretrained", full)
     with pytest.raises(DiskFullError, match="no disk space"):

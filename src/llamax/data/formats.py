@@ -61,8 +61,20 @@ def describe(value: Any) -> str:
         return "is missing"
     if value == "" or value == []:
         return "is empty"
-    shown = repr(value)
-    return f"is {type(value).__name__} {shown if len(shown) <= 40 else shown[:37] + '...'}"
+    return f"is {type(value).__name__} {shown(value)}"
+
+
+def shown(value: Any) -> str:
+    """The beginning of a value as Python writes it."""
+    try:
+        return cut(repr(value))
+    except (ValueError, RecursionError):  # an integer of thousands of digits, thousands of brackets
+        return "that is too large to show"
+
+
+def cut(text: str) -> str:
+    """At most 40 characters of a text, for a message."""
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def text(row: Row, field: str) -> str:
@@ -120,9 +132,15 @@ def with_answer(messages: list[Message], field: str) -> list[Message]:
 
 def from_alpaca(row: Row) -> list[Message]:
     messages = system_of(row)
-    for k, turn in enumerate(row.get("history") or []):
+    history = row.get("history") or []
+    if not isinstance(history, list):
+        raise RowError("history", describe(history), "a list of pairs of texts: instruction, output")
+    for k, turn in enumerate(history):
         if not (
-            isinstance(turn, list) and len(turn) == 2 and all(isinstance(words, str) for words in turn) and turn[0]
+            isinstance(turn, list)
+            and len(turn) == 2
+            and all(isinstance(words, str) for words in turn)
+            and turn[0].strip()
         ):
             raise RowError(f"history[{k}]", describe(turn), "a pair of texts: instruction, output")
         messages += [user(turn[0]), assistant(turn[1])]
@@ -180,11 +198,23 @@ def _fields(row: Any) -> Row:
 
 def _validated(schema: type[Conversation] | type[Preference], values: dict[str, Any]) -> Any:
     """An instance of `schema`; its own complaint as a `RowError`."""
+    for field, messages in values.items():
+        if field != "id" and not all(is_unicode(message.content) for message in messages):
+            raise RowError(field, "has a lone surrogate (half a character)", "text that UTF-8 can write")
     try:
         return schema(**values)
     except ValidationError as error:
         fault = error.errors()[0]
         raise RowError(str(fault["loc"][0]), fault["msg"].removeprefix("Value error, "), "as the schema says") from None
+
+
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can write `text`: JSON can spell half a character, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _prompt(row: Row) -> list[Message]:

@@ -32,6 +32,7 @@ from llamax.errors import DataError
 from llamax.files import atomic_folder, sha256_json
 
 ARRAYS = ("tokens", "mask", "offsets", "sources", "members", "row_offsets")
+FACTS = {"length", "rejected", "split", "sha256"}  # of rows.json
 TEXTS_AT_ONCE = 1024
 
 OverLong = Literal["error", "reject", "split"]
@@ -40,7 +41,7 @@ OverLong = Literal["error", "reject", "split"]
 def best_fit_decreasing(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
     """Distribute documents over rows of `capacity` tokens: longest first, each into the fullest row that has room.
 
-    O(n log n) for the sort and O(n + capacity) for the rest, because lengths only fall: a row too full for the
+    O(n log n) for the sort and O(n + longest) for the rest, because lengths only fall: a row too full for the
     document at hand waits until one is short enough, and is then fuller than every row that was open before. So the
     open rows are a stack whose top is the fullest.
 
@@ -54,9 +55,10 @@ def best_fit_decreasing(lengths: Sequence[int] | np.ndarray, capacity: int) -> l
         raise DataError(f"document {bad} has {lengths[bad]} tokens; a row takes documents of 1 to {capacity}")
     order = np.argsort(-lengths, kind="stable")
     rows: list[list[int]] = []
-    waiting: list[list[int]] = [[] for _ in range(capacity + 1)]  # rows by their free space, all below `shortest`
+    # Rows by their free space, all below `shortest`: less than the document at hand, hence than the longest.
+    shortest = int(lengths.max(initial=0))
+    waiting: list[list[int]] = [[] for _ in range(shortest)]
     open_rows: list[tuple[int, int]] = []  # (free space, row), the fullest on top
-    shortest = capacity
     for document, need in zip(order.tolist(), lengths[order].tolist(), strict=True):
         while shortest > need:
             shortest -= 1
@@ -184,9 +186,11 @@ class Rows:
         try:
             facts = json.loads((folder / "rows.json").read_text())
             arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
-        except (OSError, ValueError) as error:
-            raise DataError(f"{folder}: no packed rows here ({error}); build them again") from None
-        if _fingerprint(arrays, facts["length"]) != facts.pop("sha256"):
+            sound = facts.keys() == FACTS and _fingerprint(arrays, facts["length"]) == facts.pop("sha256")
+        except (OSError, ValueError, TypeError, AttributeError, EOFError, RecursionError) as error:
+            line = str(error).splitlines()[0]
+            raise DataError(f"{folder}: no packed rows here ({line}); build them again") from None
+        if not sound:
             raise DataError(f"{folder}: packed rows are damaged (their checksum differs); build them again")
         flat, starts = arrays.pop("members"), arrays.pop("row_offsets")
         return cls(**arrays, members=np.split(flat, starts[1:-1]) if len(starts) > 1 else [], **facts)

@@ -3,19 +3,22 @@
 A file is JSON (a list of rows), JSONL (a row per line), either of them gzipped, or Parquet.
 """
 
+import contextlib
 import gzip
 import json
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from llamax.data.conversation import Conversation, Preference
-from llamax.data.formats import DETECTED_BY, FORMATS, RowError, conversation, detect, known_formats, preference
+from llamax.data.formats import DETECTED_BY, FORMATS, RowError, conversation, cut, detect, known_formats, preference
 from llamax.errors import DataError
 
 SHOWN_FAULTS = 3
+ROWS_TO_DETECT = 1000  # the first of them that fits a format decides
 SUFFIXES = (".json", ".jsonl", ".parquet")
 
 Read = TypeVar("Read", Conversation, Preference)
@@ -32,8 +35,8 @@ def read_file(path: Path | str, *, format: str = "auto", limit: int | None = Non
 def convert(
     rows: Iterable[tuple[str, Any]], name: str, *, format: str = "auto", limit: int | None = None
 ) -> list[Conversation]:
-    """Conversations from (place, row) pairs of the source `name`; with `auto`, the first row decides the format."""
-    rows = islice(rows, limit)
+    """Conversations from (place, row) pairs of the source `name`; `auto`: the first row that fits a format decides."""
+    rows = _first(rows, limit, name)
     if format == "auto":
         format, rows = _detected(rows, name)
     if format == "preference":
@@ -45,24 +48,31 @@ def convert(
 
 def convert_preferences(rows: Iterable[tuple[str, Any]], name: str, *, limit: int | None = None) -> list[Preference]:
     """Preference pairs from (place, row) pairs of the source `name`."""
-    return _collect(islice(rows, limit), name, preference)
+    return _collect(_first(rows, limit, name), name, preference)
+
+
+def _first(rows: Iterable[tuple[str, Any]], limit: int | None, name: str) -> Iterator[tuple[str, Any]]:
+    """The first `limit` rows, all of them for None."""
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise DataError(f"{name}: limit {limit!r} should be a number of rows from 1")
+    return islice(rows, limit)
 
 
 def _detected(rows: Iterator[tuple[str, Any]], name: str) -> tuple[str, Iterator[tuple[str, Any]]]:
-    """Format of the first sound row, and all rows again."""
+    """Format of the first row whose fields show one, and all rows again."""
     seen = []
-    for place, row in rows:
+    for place, row in islice(rows, ROWS_TO_DETECT):
         seen.append((place, row))
-        if not isinstance(row, RowError):
-            break
+        format = detect(row)
+        if format is not None:
+            return format, chain(seen, rows)
     if not seen:
         raise DataError(f"{name}: no rows in it")
-    place, row = seen[-1]
-    format = detect(row)
-    if format is None and not isinstance(row, RowError):
-        fields = ", ".join(map(str, row)) if isinstance(row, dict) else f"no fields ({type(row).__name__})"
-        raise DataError(f"{name}: {place} has the fields {fields}; a format shows by {DETECTED_BY}")
-    return format or "messages", iter([*seen, *rows])
+    place, row = next(((place, row) for place, row in seen if not isinstance(row, RowError)), seen[0])
+    if isinstance(row, RowError):
+        return "messages", chain(seen, rows)
+    fields = cut(", ".join(map(str, row))) if isinstance(row, dict) else f"no fields ({type(row).__name__})"
+    raise DataError(f"{name}: no row shows a format: {place} has the fields {fields}; one shows by {DETECTED_BY}")
 
 
 def _collect(rows: Iterable[tuple[str, Any]], name: str, parse: Callable[[Any, str], Read]) -> list[Read]:
@@ -77,6 +87,8 @@ def _collect(rows: Iterable[tuple[str, Any]], name: str, parse: Callable[[Any, s
             parsed.append(parse(row, f"{short}:{place}"))
         except RowError as error:
             faults.append(f"{place} {error}")
+        except RecursionError:
+            faults.append(f"{place} is nested too deeply")
     if faults:
         more = f"; and {len(faults) - SHOWN_FAULTS} more" if len(faults) > SHOWN_FAULTS else ""
         count = f"{len(faults)} of {len(faults) + len(parsed)} rows malformed"
@@ -91,14 +103,21 @@ def file_rows(path: Path) -> Iterator[tuple[str, Any]]:
     if not path.exists():
         raise DataError(f"{path}: no such file")
     if path.is_dir():
-        inside = ", ".join(sorted(child.name for child in path.iterdir())[:8])
+        inside = ", ".join(sorted(child.name for child in path.iterdir())[:8]) or "there is none"
         raise DataError(f"{path} is a folder; name a file in it ({inside})")
     readers = {".json": _json_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
     suffix = Path(path.name.removesuffix(".gz")).suffix
     if suffix not in readers:
         raise DataError(f"{path}: wants a name that ends in {', '.join(SUFFIXES)} (.gz after the first two)")
-    try:
+    with clear_read_errors(path):
         yield from readers[suffix](path)
+
+
+@contextlib.contextmanager
+def clear_read_errors(path: Path) -> Iterator[None]:
+    """Turn what reading a file may raise into a `DataError` that names it."""
+    try:
+        yield
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: damaged gzip file ({error})") from None
     except UnicodeDecodeError as error:
@@ -121,6 +140,8 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
     except json.JSONDecodeError as error:
         hint = "; one row per line belongs in a .jsonl file" if error.msg == "Extra data" else ""
         raise DataError(f"{path}: line {error.lineno}: not JSON: {error.msg} (column {error.colno}){hint}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: JSON that cannot be read: {unreadable(error)}") from None
     if not isinstance(rows, list):
         raise DataError(f"{path}: is a JSON {type(rows).__name__}; wants a list of rows")
     yield from ((f"row {n}", row) for n, row in enumerate(rows, 1))
@@ -136,9 +157,18 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
 def _line(line: str) -> Any:
     """A line's row, or the `RowError` that it is not JSON."""
     try:
-        return json.loads(line)
+        return json.loads(line.rstrip("\r\n"))
     except json.JSONDecodeError as error:
         return RowError("", f"is not JSON ({error.msg}, column {error.colno})", "one object per line")
+    except (ValueError, RecursionError) as error:
+        return RowError("", f"cannot be read: {unreadable(error)}", "an object of fields that the format has")
+
+
+def unreadable(error: Exception) -> str:
+    """Why Python does not read what is JSON."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return f"a number of more than {sys.get_int_max_str_digits()} digits"
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:

@@ -17,12 +17,16 @@ from pydantic import Field
 
 from llamax.config import Config
 from llamax.data.conversation import Conversation, Preference
-from llamax.data.readers import convert, convert_preferences, file_rows
+from llamax.data.readers import clear_read_errors, convert, convert_preferences, file_rows
 from llamax.errors import DataError, ParameterError
 from llamax.files import locate, repository, sha256_file, sha256_json
+from llamax.hub import asked
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-HUB_TIMEOUT = 5.0  # seconds to find out that there is no network
+HUB_REMEDY = (
+    "Connect to the network, or set LLAMAX_DATA to a folder of local copies (data_cards/ says which files); "
+    "HF_HUB_OFFLINE=1 uses what was fetched before"
+)
 
 
 class Split(Config):
@@ -63,6 +67,8 @@ def read(source: str, *, format: str = "auto", split: str = "train", limit: int 
     """
     origin = find(source, split)
     if origin.world:
+        if format != "auto":
+            raise DataError(f"{source}: takes no format ({format!r} given): its conversations are made, not read")
         from llamax.data.world import instructions
 
         return instructions(limit=limit)
@@ -152,37 +158,32 @@ def content_hash(path: Path) -> str:
     return sha256_json({file.relative_to(path).as_posix(): sha256_file(file) for file in files})
 
 
+def check_copy(path: Path, sha256: str) -> None:
+    """Raise `DataError` unless the file or folder hashes to what its data card says, where it says anything."""
+    if sha256 and content_hash(path) != sha256:
+        raise DataError(
+            f"{path} is not the {'file' if path.is_file() else 'folder'} that its data card describes (sha256 "
+            f"{sha256[:12]}...); restore it"
+        )
+
+
 def _rows(origin: Origin, split: str) -> Iterator[tuple[str, Any]]:
     """(place, row) pairs of an origin; a card's file must be the one that the card describes."""
     if origin.hub:
         return _hub_rows(*origin.hub, split)
-    if origin.sha256 and content_hash(origin.file) != origin.sha256:
-        raise DataError(
-            f"{origin.file} is not the file that its data card describes (sha256 {origin.sha256[:12]}...); restore it, "
-            "or give its path as the source to use it as it is"
-        )
+    try:
+        check_copy(origin.file, origin.sha256)
+    except DataError as error:
+        raise DataError(f"{error}, or give its path as the source to use it as it is") from None
     return file_rows(origin.file)
 
 
 def _hub_rows(hub: str, configuration: str, split: str) -> Iterator[tuple[str, Any]]:
     """(place, row) pairs of a hub data set; without a network, an error within seconds rather than minutes."""
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    try:
-        if not constants.HF_HUB_OFFLINE:
-            HfApi().dataset_info(hub, timeout=HUB_TIMEOUT)
+    with asked(hub, "dataset", DataError, HUB_REMEDY):
         from datasets import load_dataset
 
         rows = load_dataset(hub, configuration or None, split=split)
-    except RepositoryNotFoundError:
-        raise DataError(f"{hub}: no such data set on the hub, or not for you") from None
-    except Exception as error:  # the hub's client, its transport and `datasets` share no base class
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(
-            f"{hub}: not to be had from the hub ({reason}). Connect to the network, or set LLAMAX_DATA to a folder of "
-            "local copies (data_cards/ says which files); HF_HUB_OFFLINE=1 uses what was fetched before"
-        ) from None
     return ((f"row {n}", row) for n, row in enumerate(rows, 1))
 
 
@@ -201,13 +202,19 @@ def cards() -> dict[str, Card]:
 
 @cache
 def _cards_in(folder: Path) -> dict[str, Card]:
-    found = [read_card(path) for path in sorted(folder.glob("*.md"))]
-    return {card.name: card for card in found}
+    found: dict[str, Card] = {}
+    for path in sorted(folder.glob("*.md")):
+        card = read_card(path)
+        if card.name in found:
+            raise DataError(f"{path}: another card of {folder.name}/ is named {card.name!r} too; rename one")
+        found[card.name] = card
+    return found
 
 
 def read_card(path: Path) -> Card:
     """The front matter of a data card. Raises: DataError: there is none, or it does not fit the schema."""
-    match = re.match(r"---\n(.*?)\n---\n", path.read_text(encoding="utf-8"), re.DOTALL)
+    with clear_read_errors(path):
+        match = re.match(r"---\n(.*?)\n---\n", path.read_text(encoding="utf-8"), re.DOTALL)
     if match is None:
         raise DataError(f"{path}: wants YAML front matter between two lines of ---")
     try:

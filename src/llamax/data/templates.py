@@ -108,6 +108,11 @@ class Template:
                 pieces += self.context(messages, i)
         return [*pieces, *self.header()] if prompt else pieces
 
+    def rendered(self, messages: Sequence[Message], *, prompt: bool = False) -> list[list[str | bool]]:
+        """What `pieces` gives, for a fingerprint: text, whether it is a special token, whether it is a target."""
+        pieces = self.pieces(messages, prompt=prompt)
+        return [[piece.text, piece.token is not None, piece.supervised] for piece in pieces]
+
     @property
     def stop(self) -> Stop:
         return Stop((self.eos.token,))
@@ -115,10 +120,7 @@ class Template:
     @cached_property
     def fingerprint(self) -> str:
         """Hex sha256 of the template's name, its stops and its rendering of `SAMPLES`, special tokens spelled out."""
-        rendered = [
-            [[piece.text, piece.token is not None, piece.supervised] for piece in self.pieces(sample, prompt=prompt)]
-            for sample, prompt in SAMPLES
-        ]
+        rendered = [self.rendered(sample, prompt=prompt) for sample, prompt in SAMPLES]
         return sha256_json({"name": self.name, "samples": rendered, "stop": self.stop.strings})
 
 
@@ -380,9 +382,9 @@ class Own(Template):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex sha256 of the Jinja source and of the special tokens it may use."""
-        specials = self.tokenizer.special_tokens_map
-        return sha256_json({"name": self.name, "jinja": self.tokenizer.chat_template, "specials": str(specials)})
+        """Hex sha256 of the Jinja source, of the special tokens it may use, and of what becomes a target."""
+        facts = {"name": self.name, "jinja": self.tokenizer.chat_template, "sample": self.rendered(_TURNS[:2])}
+        return sha256_json(facts | {"specials": str(self.tokenizer.special_tokens_map), "stop": self.stop.strings})
 
 
 def supervise_turn(pieces: list[Piece]) -> list[Piece]:

@@ -8,9 +8,13 @@ are reordered because Meta rotates neighbouring pairs of a head's dimensions and
 import base64
 import json
 import pickle
+import zipfile
 from pathlib import Path
+from textwrap import shorten
+from typing import Self
 
 import torch
+from pydantic import ConfigDict, PositiveFloat, PositiveInt, model_validator
 from tokenizers import normalizers
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -24,7 +28,8 @@ from transformers import (
 )
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
-from llamax.errors import ModelError
+from llamax.config import Config
+from llamax.errors import ModelError, ParameterError
 from llamax.files import sha256_file
 from llamax.models.precision import cast
 from llamax.models.save import save
@@ -32,6 +37,28 @@ from llamax.models.vocabulary import check_special_tokens, set_pad_token
 
 # Special tokens that published models never use in text, to pad with where PAD is EOS (SmolLM2's was for notebooks).
 UNUSED = ("<empty_output>", "<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<unk>")
+
+
+class MetaParams(Config):
+    """What params.json says of a model's shape; it says more, which nothing here needs."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    dim: PositiveInt
+    n_layers: PositiveInt
+    n_heads: PositiveInt
+    n_kv_heads: PositiveInt | None = None
+    norm_eps: PositiveFloat
+    rope_theta: PositiveFloat = 10000.0
+    use_scaled_rope: bool = False
+    rope_scaling_factor: PositiveFloat = 8.0
+    max_seq_len: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.dim % (2 * self.n_heads) or self.n_heads % (self.n_kv_heads or self.n_heads):
+            raise ValueError("dim should be an even multiple of n_heads, and n_heads a multiple of n_kv_heads")
+        return self
 
 
 def convert_gguf(file: Path, folder: Path) -> None:
@@ -83,18 +110,21 @@ def convert_meta(folder: Path, dtype: torch.dtype) -> LlamaForCausalLM:
 
     Raises: ModelError: unsafe pickle, missing shards, shapes that do not fit params.json.
     """
-    params = json.loads((folder / "params.json").read_text())
-    shards = [read_pth(file) for file in sorted(folder.glob("consolidated.*.pth"))]
-    heads, kv_heads = params["n_heads"], params.get("n_kv_heads") or params["n_heads"]
+    params = read_params(folder / "params.json")
+    shards = read_shards(folder)
+    heads, kv_heads = params.n_heads, params.n_kv_heads or params.n_heads
     if kv_heads % len(shards) or heads % len(shards):
         raise ModelError(f"{folder}: {len(shards)} shards cannot hold {kv_heads} key heads evenly; is one missing?")
     weights = {}
-    for name in list(shards[0]):
-        if name != "rope.freqs":
-            new = hf_name(name)
-            weights[new] = merge(name, [shard.pop(name) for shard in shards], params["dim"]).to(dtype)
+    for name in [name for name in shards[0] if name != "rope.freqs"]:
+        new = hf_name(name)
+        try:
+            weights[new] = merge(name, [shard.pop(name) for shard in shards], params.dim).to(dtype)
             if name.endswith((".wq.weight", ".wk.weight")):
                 weights[new] = halves(weights[new], heads if ".wq." in name else kv_heads)
+        except (RuntimeError, ValueError, IndexError) as error:
+            line = str(error).splitlines()[0]
+            raise ModelError(f"{folder}: the shape of tensor {name} does not fit params.json: {line}") from None
     tied = "lm_head.weight" not in weights
     config = meta_config(params, weights, tied)
     if tied:
@@ -104,7 +134,7 @@ def convert_meta(folder: Path, dtype: torch.dtype) -> LlamaForCausalLM:
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
-        line = str(error).splitlines()[-1].strip()
+        line = shorten(str(error).splitlines()[-1], 200)
         raise ModelError(f"{folder}: the weights do not fit params.json: {line}") from None
     return with_buffers(model, dtype)
 
@@ -116,16 +146,51 @@ def with_buffers(model: LlamaForCausalLM, dtype: torch.dtype) -> LlamaForCausalL
     return cast(model, dtype)
 
 
-def read_pth(file: Path) -> dict[str, torch.Tensor]:
-    """One shard, tensors only. Raises: ModelError: damaged, or it holds anything that pickle would have to run."""
+def read_params(file: Path) -> MetaParams:
+    """Raises: ModelError: not JSON, or parameters that are missing or cannot be."""
     try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        return MetaParams.parse(json.loads(file.read_text(encoding="utf-8")), str(file))
+    except ParameterError as error:
+        raise ModelError(str(error)) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{file}: not a JSON file of parameters ({error}); get it again") from None
+
+
+def read_shards(folder: Path) -> list[dict[str, torch.Tensor]]:
+    """All shards. Raises: ModelError: one is damaged or lacks a tensor."""
+    files = sorted(folder.glob("consolidated.*.pth"))
+    shards = [read_pth(file) for file in files]
+    needed = {"tok_embeddings.weight", "layers.0.feed_forward.w1.weight"}.union(*shards)
+    for file, shard in zip(files, shards, strict=True):
+        if absent := needed - shard.keys():
+            raise ModelError(f"{file}: lacks {len(absent)} tensors, the first is {min(absent)}; get it again")
+    return shards
+
+
+def read_pth(file: Path) -> dict[str, torch.Tensor]:
+    """One shard, tensors only, all of them under Meta's names.
+
+    Raises: ModelError: damaged, of another model, or it holds anything that pickle would have to run.
+    """
+    try:
+        if not zipfile.is_zipfile(file):
+            raise ModelError(f"{file}: damaged, or not a .pth file; get it again")
+        shard = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError:
         raise ModelError(
             f"{file}: holds more than tensors, and loading it could run code; get a checkpoint of tensors only"
         ) from None
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ModelError(f"{file}: damaged or not a .pth file: {str(error).splitlines()[0]}") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        line = shorten(str(error), 100)
+        raise ModelError(f"{file}: damaged or not a .pth file ({line}); get it again") from None
+    if not (isinstance(shard, dict) and all(isinstance(tensor, torch.Tensor) for tensor in shard.values())):
+        raise ModelError(f"{file}: holds something else than tensors by name; is it a checkpoint of Meta's format?")
+    for name in shard.keys() - {"rope.freqs"}:
+        try:
+            hf_name(str(name))
+        except ModelError as error:
+            raise ModelError(f"{file}: {error}") from None
+    return shard
 
 
 def hf_name(name: str) -> str:
@@ -173,25 +238,25 @@ def halves(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return weight.view(heads, rows // heads // 2, 2, dim).transpose(1, 2).reshape(rows, dim)
 
 
-def meta_config(params: dict, weights: dict[str, torch.Tensor], tied: bool) -> LlamaConfig:
+def meta_config(params: MetaParams, weights: dict[str, torch.Tensor], tied: bool) -> LlamaConfig:
     """Configuration from params.json, sizes from the weights themselves."""
     vocabulary = weights["model.embed_tokens.weight"].shape[0]
-    scaled = params.get("use_scaled_rope", False)
-    rope = {"rope_type": "default", "rope_theta": params.get("rope_theta", 10000.0)}
+    scaled = params.use_scaled_rope
+    rope = {"rope_type": "default", "rope_theta": params.rope_theta}
     if scaled:  # Llama 3.1, section 3.4.2 of the report; 3.2 sets its own factor
-        rope |= {"rope_type": "llama3", "factor": float(params.get("rope_scaling_factor", 8))}
+        rope |= {"rope_type": "llama3", "factor": params.rope_scaling_factor}
         rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
     third = vocabulary >= 128000
     return LlamaConfig(
         vocab_size=vocabulary,
-        hidden_size=params["dim"],
+        hidden_size=params.dim,
         intermediate_size=weights["model.layers.0.mlp.gate_proj.weight"].shape[0],
-        num_hidden_layers=params["n_layers"],
-        num_attention_heads=params["n_heads"],
-        num_key_value_heads=params.get("n_kv_heads") or params["n_heads"],
-        rms_norm_eps=params["norm_eps"],
+        num_hidden_layers=params.n_layers,
+        num_attention_heads=params.n_heads,
+        num_key_value_heads=params.n_kv_heads or params.n_heads,
+        rms_norm_eps=params.norm_eps,
         rope_parameters=rope,
-        max_position_embeddings=params.get("max_seq_len") or (131072 if scaled else 8192 if third else 2048),
+        max_position_embeddings=params.max_seq_len or (131072 if scaled else 8192 if third else 2048),
         tie_word_embeddings=tied,
         bos_token_id=128000 if third else 1,
         eos_token_id=128001 if third else 2,
@@ -201,16 +266,23 @@ def meta_config(params: dict, weights: dict[str, torch.Tensor], tied: bool) -> L
 def meta_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer.model in `folder` or the one above it: SentencePiece (Llama 1, 2) or tiktoken (Llama 3).
 
-    Raises: ModelError: there is none.
+    Raises: ModelError: there is none, or it is damaged.
     """
     places = [place / "tokenizer.model" for place in (folder, folder.parent)]
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         raise ModelError(f"{folder}: tokenizer.model is neither here nor in the folder above")
     head = file.read_bytes()[:256].split(b"\n")[0].split()
-    if len(head) == 2 and head[1].isdigit():
-        return tiktoken_tokenizer(file)
-    return sentencepiece_tokenizer(file)
+    try:
+        if not file.stat().st_size:
+            raise ValueError("it is empty")
+        if len(head) == 2 and head[1].isdigit():
+            return tiktoken_tokenizer(file)
+        return sentencepiece_tokenizer(file)
+    except Exception as error:  # the readers of either format share no base class
+        raise ModelError(
+            f"{file}: damaged, or of neither SentencePiece nor tiktoken ({shorten(str(error), 100)}); get it again"
+        ) from None
 
 
 def sentencepiece_tokenizer(file: Path) -> PreTrainedTokenizerBase:
@@ -231,7 +303,10 @@ class _Ranks(TikTokenConverter):
     @staticmethod
     def load_tiktoken_bpe(tiktoken_url: str) -> dict[bytes, int]:
         lines = (line.split() for line in Path(tiktoken_url).read_bytes().splitlines() if line)
-        return {base64.b64decode(token): int(rank) for token, rank in lines}
+        ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
+        if len(ranks) < 256:
+            raise ValueError(f"{len(ranks)} tokens do not even hold every byte")
+        return ranks
 
 
 def tiktoken_tokenizer(file: Path) -> PreTrainedTokenizerBase:

@@ -1,11 +1,15 @@
 """The content of a model as one hash, without loading it and without torch: a part of every run's key."""
 
+import contextlib
 import json
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
+from llamax.errors import DiskFullError
 from llamax.files import sha256_file, sha256_json, write_atomic
 from llamax.models.source import Source, cache_folder, find
 
@@ -45,25 +49,35 @@ def parts(source: Source) -> dict[str, Path]:
 
 
 def file_hash(path: Path) -> str:
-    """sha256 of a file, remembered under the cache folder by path, size and time of change."""
+    """sha256 of a file, remembered under the cache folder by path, size and time of change.
+
+    Where the memory is damaged or cannot be written, the hash is computed every time.
+    """
     path = path.resolve()
     status = path.stat()
     known = cache_folder() / "hashes.json"
     stamp = [status.st_size, status.st_mtime_ns]
-    entry = _read(known).get(str(path))
-    if entry and entry[:2] == stamp:
+    entry = _read(known).get(str(path), [])
+    if entry[:2] == stamp:
         return entry[2]
     value = sha256_file(path)
-    known.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{known}.lock"):
-        kept = {name: old for name, old in _read(known).items() if os.path.exists(name)}
-        write_atomic(known, json.dumps(kept | {str(path): [*stamp, value]}))
+    with contextlib.suppress(OSError, DiskFullError):
+        known.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{known}.lock"):
+            kept = {name: old for name, old in _read(known).items() if os.path.exists(name)}
+            write_atomic(known, json.dumps(kept | {str(path): [*stamp, value]}))
     return value
 
 
 def _read(known: Path) -> dict[str, list]:
-    """The remembered hashes; none if the file is missing or damaged, for they can be computed again."""
+    """The remembered hashes; none if the file is missing, and no entry that is damaged: they can be computed again."""
     try:
-        return json.loads(known.read_text())
-    except (OSError, ValueError):
+        entries = json.loads(known.read_text(encoding="utf-8")).items()
+    except (OSError, ValueError, AttributeError, RecursionError):
         return {}
+    return {name: entry for name, entry in entries if _is_entry(entry)}
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether this is [size, time of change, sha256]."""
+    return isinstance(entry, list) and len(entry) == 3 and re.fullmatch("[0-9a-f]{64}", str(entry[2])) is not None

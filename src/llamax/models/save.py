@@ -46,9 +46,18 @@ def write_notes(folder: Path, notes: dict[str, Any]) -> None:
 
 
 def read_notes(folder: Path | str) -> dict[str, Any]:
-    """The `notes` of a model that `save` wrote; empty for a model of other making."""
-    file = Path(folder) / NOTES
-    return json.loads(file.read_text())["notes"] if file.is_file() else {}
+    """The `notes` of a model that `save` wrote; empty for a model of other making. Raises: ModelError: damaged."""
+    return _read_part(Path(folder) / NOTES, "notes")
+
+
+def _read_part(file: Path, part: str) -> dict[str, Any]:
+    """The mapping `part` of `llamax.json`; empty where there is no such file. Raises: ModelError: damaged."""
+    if not file.is_file():
+        return {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))[part])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise ModelError(f"{file}: damaged; save the model again, or delete this file to load it unchecked") from None
 
 
 def check_files(folder: Path) -> None:
@@ -56,13 +65,7 @@ def check_files(folder: Path) -> None:
 
     Raises: ModelError: names the file that is damaged or missing.
     """
-    file = folder / NOTES
-    if not file.is_file():
-        return
-    try:
-        hashes = json.loads(file.read_text())["sha256"]
-    except (ValueError, KeyError):
-        raise ModelError(f"{file}: damaged; save the model again, or delete this file to load it unchecked") from None
+    hashes = _read_part(folder / NOTES, "sha256")
     for name, expected in hashes.items():
         part = folder / name
         if not part.is_file():
