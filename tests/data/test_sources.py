@@ -95,6 +95,7 @@ def test_the_small_world_is_a_source():
     conversations = read("nano", limit=3)
     assert len(conversations) == 3 and all(isinstance(c, Conversation) for c in conversations)
     assert conversations == read("nano", limit=5)[:3]
+    fails("nano: limit -1 should be a number of rows from 1", "nano", limit=-1)
     fails("nano: takes no format .'alpaca' given", "nano", format="alpaca")
 
 

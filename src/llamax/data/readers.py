@@ -53,9 +53,14 @@ def convert_preferences(rows: Iterable[tuple[str, Any]], name: str, *, limit: in
 
 def _first(rows: Iterable[tuple[str, Any]], limit: int | None, name: str) -> Iterator[tuple[str, Any]]:
     """The first `limit` rows, all of them for None."""
+    check_limit(limit, name)
+    return islice(rows, limit)
+
+
+def check_limit(limit: int | None, name: str) -> None:
+    """Raise `DataError` unless `limit` is None or a number of rows from 1."""
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         raise DataError(f"{name}: limit {limit!r} should be a number of rows from 1")
-    return islice(rows, limit)
 
 
 def _detected(rows: Iterator[tuple[str, Any]], name: str) -> tuple[str, Iterator[tuple[str, Any]]]:

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from llamax.config import Config
 from llamax.data.conversation import Conversation, Preference
-from llamax.data.readers import clear_read_errors, convert, convert_preferences, file_rows
+from llamax.data.readers import check_limit, clear_read_errors, convert, convert_preferences, file_rows
 from llamax.errors import DataError, ParameterError
 from llamax.files import locate, repository, sha256_file, sha256_json
 from llamax.hub import asked
@@ -69,6 +69,7 @@ def read(source: str, *, format: str = "auto", split: str = "train", limit: int 
     if origin.world:
         if format != "auto":
             raise DataError(f"{source}: takes no format ({format!r} given): its conversations are made, not read")
+        check_limit(limit, source)
         from llamax.data.world import instructions
 
         return instructions(limit=limit)

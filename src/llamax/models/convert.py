@@ -160,7 +160,7 @@ def read_shards(folder: Path) -> list[dict[str, torch.Tensor]]:
     """All shards. Raises: ModelError: one is damaged or lacks a tensor."""
     files = sorted(folder.glob("consolidated.*.pth"))
     shards = [read_pth(file) for file in files]
-    needed = {"tok_embeddings.weight", "layers.0.feed_forward.w1.weight"}.union(*shards)
+    needed = {"tok_embeddings.weight", "layers.0.feed_forward.w1.weight"}.union(*shards) - {"rope.freqs"}
     for file, shard in zip(files, shards, strict=True):
         if absent := needed - shard.keys():
             raise ModelError(f"{file}: lacks {len(absent)} tensors, the first is {min(absent)}; get it again")
