@@ -33,9 +33,9 @@ def locate(name: str | Path) -> Path:
 
     A notebook's kernel works in `notebooks/`, the command line wherever it is called.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # unlike pathlib's, these two fail for no name
     inside = repository() / path
-    return inside if not path.exists() and inside.exists() else path
+    return inside if not os.path.exists(path) and os.path.exists(inside) else path
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ def write(path: Path, rows: list) -> Path:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
         return path
     lines = "\n".join(json.dumps(row) for row in rows) if "jsonl" in path.name else json.dumps(rows)
-    path.write_bytes(gzip.compress(lines.encode()) if path.suffix == ".gz" else lines.encode())
+    path.write_bytes(gzip.compress(lines.encode(), mtime=0) if path.suffix == ".gz" else lines.encode())
     return path
 
 
@@ -199,7 +199,11 @@ def test_lines_in_a_json_file_get_a_hint(tmp_path):
         ("rows.json", b'[{"chosen": "a", "rejected": "b"}]', "read_preferences"),
         ("rows.json", b'["\xff"]', "not UTF-8"),
         ("rows.json.gz", b"no gzip", "damaged gzip file"),
-        ("rows.jsonl.gz", gzip.compress(b'{"prompt": "a", "completion": "b"}\n' * 500)[:60], "damaged gzip file"),
+        (
+            "rows.jsonl.gz",
+            gzip.compress(b'{"prompt": "a", "completion": "b"}\n' * 500, mtime=0)[:60],
+            "damaged gzip file",
+        ),
         ("rows.parquet", b"no parquet", "not a Parquet file"),
         ("rows.csv", b"a,b", "wants a name that ends in .json, .jsonl, .parquet"),
     ],

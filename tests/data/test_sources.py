@@ -178,3 +178,9 @@ def test_preferences_have_their_own_reader(tmp_path):
     assert pair.id == "pairs.jsonl:line 1" and pair.chosen == (assistant("good"),)
     with pytest.raises(DataError, match="nano: has no preference pairs"):
         read_preferences("nano")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "~nosuchuser/x", "a\0b"])
+def test_a_name_that_no_file_can_have_is_no_source(name):
+    with pytest.raises(DataError, match="no data source"):
+        read(name)

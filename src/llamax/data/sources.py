@@ -113,7 +113,7 @@ def find(source: str, split: str = "train") -> Origin:
     if source in known:
         return _card_origin(known[source], split)
     path = locate(source)
-    if path.exists():
+    if os.path.exists(path):
         return Origin(file=path)
     if HUB_ID.fullmatch(source) and not path.suffix:
         return Origin(hub=(source, ""))

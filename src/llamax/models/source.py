@@ -47,9 +47,9 @@ def find(spec: str) -> Source:
     if spec == "smol":
         return Source("gguf", smol_file())
     path = locate(spec)
-    if spec and path.is_dir():
+    if spec and os.path.isdir(path):
         return _folder(path.resolve())
-    if path.is_file():
+    if os.path.isfile(path):
         if path.suffix == ".gguf":
             return Source("gguf", path.resolve())
         raise ModelError(f"model {spec}: a file, but not a .gguf; give the folder that holds the model")
