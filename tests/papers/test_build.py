@@ -79,7 +79,7 @@ def test_a_failed_build_leaves_what_was_built(paper):
         ("nano:runs", "nano:parameters.oops", "unknown name 'nano:parameters.oops': no 'oops' among"),
         ("show=se", "show=sigma", "unknown show=sigma: valid: value, ci, se, p, n, seeds"),
         ("show=se", "shw=se", "unknown option 'shw'"),
-        ("digits=2", "digits=two", "invalid literal"),
+        ("digits=2", "digits=two", "digits=two of .*: give a whole number from 0 to 15"),
         ("cite @cited2020", "cite @uncited2020", "missing citation @uncited2020"),
         ("see @sec:results", "see @sec:result", "unknown reference @sec:result"),
         ("[other.mmlu]", "[other.mmlux]", "unknown quoted number 'other.mmlux': quoted.yaml has other.mmlu"),
@@ -146,7 +146,7 @@ def test_a_claim_without_outcomes_or_with_a_wrong_field(paper):
     fails(_line(paper, "::: {.claims}"), "hold no outcomes of 'base.chat.knowhow'")
     edit(paper / "claims.yaml", "threshold: 0.9", "threshold: 0.9\n  treshold: 1")
     with pytest.raises(
-        PaperError, match=r"claims\.yaml: claim 3: unknown parameter 'treshold': did you mean 'threshold'"
+        PaperError, match=r"claims\.yaml:17: claim 3: unknown parameter 'treshold': did you mean 'threshold'"
     ):
         build.check_paper("9.9.9")
 
