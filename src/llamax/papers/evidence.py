@@ -29,6 +29,7 @@ class Table(NamedTuple):
 
 RECORDED_TO = 1e-6  # a record and its items may differ by this share: parquet keeps float64, figures come from float32
 SAME_BASE = 1e-3  # the base model's outcomes in two runs may differ by this share: right and wrong (1, 0) may not
+NOT_OVERALL = ("text_loss", "truthfulqa_mc1")  # as directions record it: no loss, and TruthfulQA once, by MC2
 
 
 class Value(NamedTuple):
@@ -65,7 +66,9 @@ class Evidence:
     def compare(self, alias: str, after: str, before: str | None = None, level: float = 0.95) -> Value:
         """Mean outcome of `after`, or its paired difference from `before`, over the items of `alias`.
 
-        `after` and `before` are `<method>[.<protocol>].<task>`; the task `overall` is all tasks, weighted equally.
+        `after` and `before` are `<method>[.<protocol>].<task>`; the task `overall` is all but NOT_OVERALL,
+        weighted equally.
+
         Raises: PaperError: no such outcomes, or two that do not share their items or trainings.
         """
         parts = self._paired(alias, after, before)
@@ -161,7 +164,7 @@ class Evidence:
         for (of_method, of_protocol, of_task), table in self._once(
             ("tables", alias), lambda: self._tables(alias)
         ).items():
-            wanted = of_task == task or (task == "overall" and of_task != "text_loss")
+            wanted = of_task == task or (task == "overall" and of_task not in NOT_OVERALL)
             if of_method == method and wanted and (not protocol or [of_protocol] == protocol):
                 if of_task in found:
                     raise PaperError(f"{selection!r} is not one set of outcomes: name the protocol as well")
