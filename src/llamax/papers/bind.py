@@ -270,9 +270,11 @@ class Binder:
 
     def on_span(self, node: Node) -> list[Node] | None:
         """A span of a bound kind becomes the text of its value."""
-        (_, classes, attributes), content = node["c"]
+        (label, classes, attributes), content = node["c"]
         kind = next((kind for kind in BOUND if kind in classes), None)
         if kind is None:
+            if not label and not classes:
+                self.source.fault(self.line(plain(content)), f"[{plain(content)}] has no class: give it one of {BOUND}")
             return None
         name, options = plain(content), dict(attributes)
         line = self.line(name)
