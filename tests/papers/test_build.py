@@ -12,7 +12,7 @@ import pytest
 
 from llamax.errors import DiskFullError, PaperError
 from llamax.files import repository
-from llamax.papers import build
+from llamax.papers import build, pandoc
 from llamax.papers.bind import bind
 from llamax.papers.evidence import Evidence
 from llamax.papers.source import Source
@@ -306,6 +306,20 @@ def test_deep_nesting_is_one_line(paper):
 def test_an_author_without_a_name(paper):
     edit(paper / "paper.md", "name: Somebody, ", "")
     fails(3, "an author has no name")
+
+
+def test_a_footnote_may_cite_and_is_watched_there_too(paper):
+    edit(paper / "paper.md", "A footnote about nothing.", "A footnote [see @cited2020].")
+    assert "see Doe 2020" in build.build_paper("9.9.9").html.read_text().replace("\N{NO-BREAK SPACE}", " ")
+    line = edit(paper / "paper.md", "[see @cited2020]", "[@cited2020, 45.2 points]")
+    fails(line, "hand-typed number '45.2'")
+
+
+def test_what_pandoc_refuses_is_one_line(paper, monkeypatch):
+    edit(paper / "paper.md", "title: A small paper", "csl: none.csl\ntitle: A small paper")
+    fails(0, "pandoc: File none.csl not found")
+    monkeypatch.setattr(pandoc, "PATIENCE", 1e-3)
+    fails(1, "pandoc: not done after 0.001 s")
 
 
 def test_a_missing_title_or_abstract(paper):

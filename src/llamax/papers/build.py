@@ -66,7 +66,9 @@ def one_line(version: str) -> Iterator[None]:
     try:
         with files.clear_disk_errors(Path(tempfile.gettempdir())):
             yield
-    except LlamaxError:
+    except LlamaxError as error:
+        if str(error).startswith(("pandoc: ", "typst: ")):  # said about the whole paper, after it was bound
+            raise PaperError(f"{where}:0: {error}") from None
         raise
     except OSError as error:
         raise PaperError(f"papers/{version}: cannot read or write: {error}") from error
