@@ -1,15 +1,21 @@
 """A paper builds in three formats, twice the same; whatever it says wrongly stops the build with file and line."""
 
+import contextlib
+import errno
 import json
 import re
 import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 
-from llamax.errors import PaperError
+from llamax.errors import DiskFullError, PaperError
 from llamax.files import repository
-from llamax.papers import build
+from llamax.papers import build, pandoc
+from llamax.papers.bind import bind
 from llamax.papers.evidence import Evidence
+from llamax.papers.source import Source
 from llamax.runs import records
 
 
@@ -64,6 +70,51 @@ def test_a_failed_build_leaves_what_was_built(paper):
     assert set(built) < set(before)
 
 
+def test_a_full_disk_leaves_what_was_built(paper, monkeypatch):
+    build.build_paper("9.9.9")
+    before = {path: path.read_bytes() for path in (paper / "build").rglob("*") if path.is_file()}
+    edit(paper / "paper.md", "caption: Gains.", "caption: Other gains.")
+    copied, copy = [], shutil.copyfile
+
+    def copyfile(source, target):
+        if Path(target).is_relative_to(paper):
+            if copied:
+                raise OSError(errno.ENOSPC, "No space left on device", str(target))
+            copied.append(target)
+        return copy(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", copyfile)
+    with pytest.raises(DiskFullError, match="no disk space to write"):
+        build.build_paper("9.9.9")
+    assert copied
+    assert before == {path: path.read_bytes() for path in (paper / "build").rglob("*") if path.is_file()}
+    assert not list(paper.glob(".build*"))
+
+
+def test_a_full_folder_for_temporary_files(paper, monkeypatch, tmp_path):
+    def mkdtemp(*_args, **_options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "mkdtemp", mkdtemp)
+    for make in (build.check_paper, build.build_paper):
+        with pytest.raises(DiskFullError, match=f"no disk space to write {tmp_path}"):
+            make("9.9.9")
+
+
+def test_a_build_replaces_nothing_but_a_build(paper, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.doc").write_text("years of work")
+    with pytest.raises(PaperError, match=r"holds 'thesis.doc', which no build wrote"):
+        build.build_paper("9.9.9", out=tmp_path / "mine")
+    with pytest.raises(PaperError, match="is a file: give a folder"):
+        build.build_paper("9.9.9", out=tmp_path / "mine" / "thesis.doc")
+    (paper / "build" / "figures").mkdir(parents=True)
+    (paper / "build" / "figures" / "stale.pdf").write_text("of an older version")
+    build.build_paper("9.9.9", out=paper / "build")
+    assert sorted(path.name for path in (paper / "build" / "figures").iterdir()) == ["gains.pdf"]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -74,12 +125,35 @@ def test_a_failed_build_leaves_what_was_built(paper):
         ("$x_1 + y^2$", "$x_1 = 0.7$", "hand-typed number in the formula"),
         ("before tuning", "`0.25` before", "hand-typed number '0.25'"),
         ("Still among", "**7.5** among", "hand-typed number '7.5'"),
+        ("Still among", "Still [@cited2020, 45.2 points] among", "hand-typed number '45.2'"),
+        ("Still among", "Still [beating 45.2 of @cited2020] among", "hand-typed number '45.2'"),
+        ("Still among", "Still [@fig:gains, 45.2 points] among", "hand-typed number '45.2'"),
+        ("Still among", "Still table 45.2 among", "hand-typed number '45.2'"),
+        ("Still among", "Still 12k among", "hand-typed number '12k'"),
+        ("title: A small paper", "title: A paper of 45.2 points", "hand-typed number '45.2'"),
+        (
+            "[nano:base.text_loss]{.value ",
+            "[nano:base.text_loss]{.valeu ",
+            "unknown class .valeu: valid here: .value",
+        ),
+        ("[buys]{.claim}", "[buys]", "'buys' would be printed as it is"),
+        ("[other.mmlu]{.quoted}", "[other.mmlu]{}", r"\[other.mmlu\] has no class"),
+        ("Still among", "Still [nano:base.text_loss] among", "'nano:base.text_loss' would be printed as it is"),
+        ("Still among", "Still nano:base.text_loss. Among", "'nano:base.text_loss' would be printed as it is"),
+        ("title: A small paper", 'title: "A [nano:runs] paper"', "'nano:runs' would be printed as it is"),
+        ("## Deeper", "## Deeper {.result}", "unknown class .result: valid here: .results"),
+        ("::: {.claims}", "::: {.clams}", "unknown class .clams: valid here: .claims"),
+        ("::: {.claims}", "::: {.claims", "unknown class .{.claims"),
+        ("::: {.claims}", "::: {.claims} all", "a div that pandoc does not read"),
+        ("show=se digits=2", "digits=-1", "digits=-1 of 'nano:base.text_loss': give a whole number"),
+        ("show=se digits=2", "digits=99", "digits=99 of 'nano:base.text_loss': give a whole number"),
+        ("cite @cited2020", "cite [@cited2020; @sec:results]", "brackets of their own"),
         ("nano:base.text_loss", "nano:base.text_lose", "unknown name 'nano:base.text_lose'.*base.text_loss"),
         ("nano:base.text_loss", "mano:base.text_loss", "has no runs named 'mano': it has nano, smol"),
         ("nano:runs", "nano:parameters.oops", "unknown name 'nano:parameters.oops': no 'oops' among"),
         ("show=se", "show=sigma", "unknown show=sigma: valid: value, ci, se, p, n, seeds"),
         ("show=se", "shw=se", "unknown option 'shw'"),
-        ("digits=2", "digits=two", "invalid literal"),
+        ("digits=2", "digits=two", "digits=two of .*: give a whole number from 0 to 15"),
         ("cite @cited2020", "cite @uncited2020", "missing citation @uncited2020"),
         ("see @sec:results", "see @sec:result", "unknown reference @sec:result"),
         ("[other.mmlu]", "[other.mmlux]", "unknown quoted number 'other.mmlux': quoted.yaml has other.mmlu"),
@@ -122,6 +196,169 @@ def test_a_fault_in_a_figure_names_its_block(paper, old, new, message):
     fails(_line(paper, "draw: "), message)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("alt: Bars of gains.", "alt: Bars of 45.2 points.", "hand-typed number '45.2'"),
+        ("caption: Gains.", "caption: Gains of 45.2 points.", "hand-typed number '45.2'"),
+        ("alt: Bars of gains.", 'alt: "[nano:base.text_loss]{.value}"', "would be printed as it is"),
+        ("alt: Bars of gains.", "alt: Bars\nalt: Bars of gains.", "'alt' is given twice"),
+        ("with: {runs: nano}", "with: {1: nano}", "parameter 'with.1"),
+        ("#fig:gains}", "#fig:../gains}", "a .figure block that pandoc does not read"),
+        ("{.figure #fig:gains}", "{.figur #fig:gains}", "a block #fig:gains that is neither .table nor .figure"),
+    ],
+)
+def test_what_else_a_figure_may_not_hold(paper, old, new, message):
+    edit(paper / "paper.md", old, new)
+    source = Source("9.9.9")
+    with contextlib.suppress(PaperError):
+        bind(source, Evidence(source.lock.runs), paper / "work")
+    assert any(message in fault and "paper.md:" in fault for fault in source.faults), source.faults
+
+
+FIGURE = "    figure, axes = plt.subplots(figsize=(3, 2))\n"
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        ("1 = 2", r"figures.py:10: 'bars' failed: SyntaxError: cannot assign"),
+        ("import no_such_module", r"figures.py:10: 'bars' failed: ModuleNotFoundError"),
+        ("raise Exception('two\\nlines')", r"figures.py:10: 'bars' failed: Exception: two lines"),
+        ("raise SystemExit(3)", r"figures.py:10: 'bars' failed: SystemExit: 3"),
+        ("bars(evidence, runs)", r"figures.py:\d+: 'bars' failed: RecursionError"),
+        ("return None", r"figures.py:\d+: 'bars' failed: AttributeError"),
+        ("runs = 'mano'", "has no runs named 'mano'"),
+        ("f, axes = plt.subplots(); axes.axhline(0); axes.axvline(0); axes.plot([], []); return f", "drew no data"),
+        ("f, axes = plt.subplots(); axes.plot([1]); axes.set_title('漢'); return f", "Glyph 28450"),
+        ("f, axes = plt.subplots(); axes.plot([1]); axes.set_title('$漢$'); return f", "not have a glyph"),
+    ],
+)
+def test_a_figure_that_fails_in_any_way_is_one_line(paper, draw, message):
+    edit(paper / "figures.py", FIGURE, f"    {draw}\n{FIGURE}")
+    fails(_line(paper, "draw: "), message)
+
+
+def test_a_figure_without_the_style_that_is_none(paper):
+    edit(paper / "figures.py", "@styled\n", "")
+    edit(paper / "figures.py", "return figure", "return")
+    fails(_line(paper, "draw: "), "'bars' returned NoneType, not a matplotlib Figure")
+
+
+def test_points_alone_are_data(paper):
+    edit(paper / "figures.py", "    axes.bar(", "    axes.scatter([1], [2]); return figure\n    axes.bar(")
+    build.check_paper("9.9.9")
+
+
+def test_a_bar_in_a_name_does_not_end_its_cell(paper):
+    edit(paper / "paper.md", "{knowledge: Knowledge,", "{knowledge: 'Know | ledge $|x|$',")
+    edit(paper / "paper.md", "{head: Base,", "{head: 'Base | untuned',")
+    html = build.build_paper("9.9.9").html.read_text()
+    assert "Know | ledge" in html and "Base | untuned" in html and "<mi>x</mi>" in html
+    for row in ("knowledge", "code"):
+        assert f'title="nano:base.chat.{row}.accuracy"' in html and f'title="nano:full.chat.{row}.gain"' in html
+
+
+def test_a_place_is_not_numbered_by_the_next_paragraph(paper):
+    edit(paper / "paper.md", "Still among", "In the Table\n\n45 among")
+    fails(_line(paper, "45 among"), "hand-typed number '45'")
+
+
+def test_a_list_among_results_begins_with_one(paper):
+    edit(paper / "paper.md", "Still among", "45. first\n46. second\n\nStill among")
+    fails(_line(paper, "45. first"), "hand-typed number 45: a list among results begins with 1")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "line", "message"),
+    [
+        ("claims.yaml", "5", 1, "not a list of claims"),
+        ("claims.yaml", "- 5", 1, "claim 1: "),
+        ("claims.yaml", "a: [\n", 2, "expected the node content"),
+        ("claims.yaml", "- {a: 1,\n   a: 2}", 2, "'a' is given twice"),
+        ("claims.yaml", "[" * 5000, 1, "nested too deeply"),
+        ("quoted.yaml", "[1]", 1, "not a mapping"),
+        ("quoted.yaml", "5: {value: 1, source: cited2020, what: x}", 1, "5 is not a name"),
+        ("quoted.yaml", "a: {}\na: {}", 2, "'a' is given twice"),
+        ("quoted.yaml", "? [a]\n: b", 1, ""),
+        ("lock.json", '{"version": 1,\n "version": 2}', 1, "'version' is given twice"),
+        ("lock.json", "[" * 100000, 1, "nested too deeply"),
+        ("paper.md", "---\ntitle: [\n---\n", 1, "pandoc: "),
+        ("paper.md", "no front matter", 1, "gives no title"),
+    ],
+)
+def test_a_file_that_is_not_what_it_should_be(paper, file, content, line, message):
+    (paper / file).write_text(content)
+    fails(line, re.escape(message), file)
+
+
+@pytest.mark.parametrize("file", ["paper.md", "lock.json", "claims.yaml", "quoted.yaml", "refs.bib"])
+def test_a_file_that_is_not_utf_8(paper, file):
+    (paper / file).write_bytes(b"- a\nb\xff\n")
+    fails(2, "not UTF-8: byte 0xff", file)
+
+
+def test_deep_nesting_is_one_line(paper):
+    line = edit(paper / "paper.md", "Still among", "> " * 800 + "deep")
+    fails(line, "nested too deeply")
+
+
+def test_an_author_without_a_name(paper):
+    edit(paper / "paper.md", "name: Somebody, ", "")
+    fails(3, "an author has no name")
+
+
+def test_a_footnote_may_cite_and_is_watched_there_too(paper):
+    edit(paper / "paper.md", "A footnote about nothing.", "A footnote [see @cited2020].")
+    html = re.sub(r"<[^>]*>", "", build.build_paper("9.9.9").html.read_text())
+    assert re.search(r"A footnote \(see\sDoe 2020\)", html), html[-400:]
+    line = edit(paper / "paper.md", "[see @cited2020]", "[@cited2020, 45.2 points]")
+    fails(line, "hand-typed number '45.2'")
+
+
+def test_what_pandoc_refuses_is_one_line(paper, monkeypatch):
+    edit(paper / "paper.md", "title: A small paper", "csl: none.csl\ntitle: A small paper")
+    fails(0, "pandoc: File none.csl not found")
+    monkeypatch.setattr(pandoc, "PATIENCE", 1e-3)
+    fails(1, "pandoc: not done after 0.001 s")
+
+
+def test_a_missing_title_or_abstract(paper):
+    edit(paper / "paper.md", "title: A small paper", "titel: A small paper")
+    fails(1, "gives no title")
+    edit(paper / "paper.md", "titel: A small paper", "title: A small paper")
+    edit(paper / "paper.md", "abstract: |\n  We gain [nano:full.chat.overall.gain]{.value} points.\n", "")
+    fails(1, "gives no abstract")
+
+
+def test_an_author_may_be_one_name(paper):
+    edit(paper / "paper.md", "author:\n  - {name: Somebody, affiliation: Somewhere}", "author: Some Body")
+    assert build.build_paper("9.9.9").html.read_text().count('class="author"') == 1
+
+
+def test_a_claim_given_twice(paper):
+    line = edit(paper / "claims.yaml", "- id: loses", "- id: buys")
+    fails(line, "claim 'buys' is given twice", "claims.yaml")
+
+
+def test_a_claim_without_a_task(paper):
+    edit(paper / "claims.yaml", "of: base.chat.knowledge", "of: base")
+    fails(_line(paper, "::: {.claims}"), "'base' names no task")
+
+
+def test_a_lock_that_pins_a_run_twice_or_is_of_another_version_or_time(paper):
+    lock = json.loads((paper / "lock.json").read_text())
+    for change, message in (
+        ({"runs": {**lock["runs"], "nano": lock["runs"]["nano"][:1] * 2}}, "'nano' pins run nano-s0-00000000 twice"),
+        ({"version": "9.9.8"}, "version '9.9.8' is not that of its folder"),
+    ):
+        (paper / "lock.json").write_text(json.dumps({**lock, **change}))
+        fails(1, message, "lock.json")
+    (paper / "lock.json").write_text(json.dumps({**lock, "timestamp": "0001-01-01T00:00:00+14:00"}))
+    with pytest.raises(PaperError, match=r"papers/9.9.9/lock.json: parameter 'timestamp'"):
+        build.check_paper("9.9.9")
+
+
 def _line(paper, start: str) -> int:
     return 1 + (paper / "paper.md").read_text().split(start)[0].count("\n")
 
@@ -146,7 +383,7 @@ def test_a_claim_without_outcomes_or_with_a_wrong_field(paper):
     fails(_line(paper, "::: {.claims}"), "hold no outcomes of 'base.chat.knowhow'")
     edit(paper / "claims.yaml", "threshold: 0.9", "threshold: 0.9\n  treshold: 1")
     with pytest.raises(
-        PaperError, match=r"claims\.yaml: claim 3: unknown parameter 'treshold': did you mean 'threshold'"
+        PaperError, match=r"claims\.yaml:17: claim 3: unknown parameter 'treshold': did you mean 'threshold'"
     ):
         build.check_paper("9.9.9")
 

@@ -1,8 +1,10 @@
 """What a name stands for: one run's own numbers, or several runs together with an interval over items and trainings."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
-from synthetic_results import NANO_TASKS, outcomes
+from synthetic_results import NANO_TASKS, REAL_TASKS, outcomes
 
 from llamax import statistics
 from llamax.errors import PaperError
@@ -25,6 +27,11 @@ def test_one_run_gives_what_the_direction_recorded_computed_anew_from_the_items(
         assert found[1:7] == pytest.approx(
             (golden.value, golden.n, golden.standard_error, golden.low, golden.high, golden.unit)
         ), golden.name
+
+
+def test_a_real_benchmark_gives_what_the_direction_recorded(evidence):
+    for golden in analysis.metrics(outcomes(5, REAL_TASKS, ("lm-eval",), 40, 1)):
+        assert evidence.value(f"smol:{golden.name}").value == pytest.approx(golden.value), golden.name
 
 
 def test_several_runs_are_all_their_trainings_together(evidence):
@@ -64,10 +71,65 @@ def test_runs_that_do_not_ask_the_same_items_are_not_compared(evidence, monkeypa
         evidence.compare("nano", "full.chat.code", "lora.chat.code")
 
 
+class ItemsOnly:
+    """A store that knows nothing of its runs but their items."""
+
+    def __init__(self, frames):
+        self.frames = frames
+
+    def load(self, run):
+        return SimpleNamespace(run=run)
+
+    def items(self, record):
+        return self.frames[record.run]
+
+
+def pooled(change):
+    """Items of two runs whose base outcomes of the second are what `change` makes of them."""
+    frames = {run: outcomes(seed, ("code",), ("chat",), 10, 1) for seed, run in enumerate(("a", "b"))}
+    base = frames["b"].method == "base"
+    frames["b"].loc[base, "outcome"] = change(frames["b"][base])
+    return Evidence({"x": ["a", "b"]}, ItemsOnly(frames)).items("x")
+
+
+def test_the_base_of_two_machines_is_their_mean():
+    losses = [
+        pooled(lambda base, f=f: base.outcome.where(base.task != "text_loss", base.outcome * f))
+        .query("method == 'base' and task == 'text_loss'")
+        .outcome.mean()
+        for f in (1, 1.0008)
+    ]
+    assert losses[1] == pytest.approx(losses[0] * 1.0004, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda base: base.outcome.where(base.item != "code-3", 1 - base.outcome),
+        lambda base: base.outcome.where(base.item != "code-3", base.outcome + 1e-2),
+        lambda base: base.outcome.where(base.task != "text_loss", base.outcome * 1.002),
+    ],
+)
+def test_runs_of_different_bases_are_not_pooled(change):
+    with pytest.raises(PaperError, match=r"do not share their base model's outcomes \(b differs\)"):
+        pooled(change)
+
+
+def test_a_run_pinned_twice_is_no_second_training(made_up):
+    home, runs = made_up
+    with pytest.raises(PaperError, match=r"lock.json pins run nano-s0-00000000 twice for 'nano'"):
+        Evidence({"nano": runs["nano"][:1] * 2}, Store(home)).value("nano:full.chat.overall.gain")
+
+
+def test_outcomes_are_named_with_their_task(evidence):
+    with pytest.raises(PaperError, match="'full' names no task"):
+        evidence.compare("nano", "full")
+
+
 def test_without_a_protocol_two_protocols_are_ambiguous(evidence):
     with pytest.raises(PaperError, match="name the protocol"):
         evidence.compare("nano", "full.overall")
-    assert evidence.compare("smol", "full.overall", "base.overall").n == 160
+    assert evidence.compare("smol", "full.overall", "base.overall").n == 120
 
 
 def test_facts_are_the_same_in_all_runs_and_costs_are_averaged(evidence):

@@ -1,17 +1,19 @@
 """From `papers/<version>/` to PDF (pandoc and Typst), one HTML file, and LaTeX: no TeX, no network, equal bytes."""
 
+import contextlib
 import functools
 import json
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import typst
 
 from llamax import files
-from llamax.errors import PaperError
+from llamax.errors import LlamaxError, PaperError
 from llamax.papers.bind import bind
 from llamax.papers.evidence import Evidence
 from llamax.papers.expand import figure_file
@@ -32,23 +34,65 @@ class PaperFiles(NamedTuple):
 
 
 def build_paper(version: str, *, strict: bool = False, out: Path | str | None = None) -> PaperFiles:
-    """Build `papers/<version>` into `out` (its own folder `build` unless told otherwise).
+    """Build `papers/<version>` into `out` (its own folder `build` unless told otherwise), which is replaced whole.
 
-    Raises: PaperError: one line with file and line of what is wrong; what was built before is then left as it is.
+    Raises: PaperError: one line with file and line of what is wrong. DiskFullError. What was built before is then left
+    as it is.
     """
     folder = Path(out) if out else files.repository() / "papers" / version / "build"
-    with tempfile.TemporaryDirectory() as name:
+    with one_line(version), tempfile.TemporaryDirectory() as name:
         work = Path(name)
+        if out:
+            refuse_strangers(folder)
         make(version, strict, work)
-        for path in [*sorted(work.rglob("*.pdf")), work / "paper.html", work / "paper.tex"]:
-            files.write_atomic(folder / path.relative_to(work), path.read_bytes())
+        with files.atomic_folder(folder) as stage:
+            for path in [*sorted(work.rglob("*.pdf")), work / "paper.html", work / "paper.tex"]:
+                target = stage / path.relative_to(work)
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, target)
     return PaperFiles(folder / "paper.pdf", folder / "paper.html", folder / "paper.tex")
 
 
 def check_paper(version: str, *, strict: bool = False) -> None:
-    """Do all that `build_paper` does, and write nothing. Raises: PaperError, as there."""
-    with tempfile.TemporaryDirectory() as name:
+    """Do all that `build_paper` does, and write nothing. Raises: PaperError, DiskFullError, as there."""
+    with one_line(version), tempfile.TemporaryDirectory() as name:
         make(version, strict, Path(name))
+
+
+@contextlib.contextmanager
+def one_line(version: str) -> Iterator[None]:
+    """Whatever goes wrong with a paper, as one line. Raises: PaperError, DiskFullError."""
+    where = f"papers/{version}/paper.md"
+    try:
+        with files.clear_disk_errors(Path(tempfile.gettempdir())):
+            yield
+    except LlamaxError as error:
+        if str(error).startswith(("pandoc: ", "typst: ")):  # said about the whole paper, after it was bound
+            raise PaperError(f"{where}:0: {error}") from None
+        raise
+    except OSError as error:
+        raise PaperError(f"papers/{version}: cannot read or write: {error}") from error
+    except RecursionError:
+        raise PaperError(f"{where}:{deepest_line(version)}: nested too deeply") from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise PaperError(f"{where}:0: not understood: {type(error).__name__}: {said}") from error
+
+
+def deepest_line(version: str) -> int:
+    """The line of paper.md with the most characters that open something."""
+    lines = (files.repository() / "papers" / version / "paper.md").read_text(encoding="utf-8").splitlines() or [""]
+    depths = [len(re.findall(r"[\[>({*_^~]|^ +", line)) for line in lines]
+    return depths.index(max(depths)) + 1
+
+
+def refuse_strangers(folder: Path) -> None:
+    """Raise PaperError when `folder`, which a build replaces, holds what no build wrote."""
+    if folder.exists() and not folder.is_dir():
+        raise PaperError(f"{folder} is a file: give a folder to build into")
+    written = {*(f"paper.{suffix}" for suffix in PaperFiles._fields), "figures"}
+    if others := sorted({path.name for path in folder.glob("*")} - written):
+        raise PaperError(f"{folder} holds {others[0]!r}, which no build wrote: give an empty folder or a new one")
 
 
 def make(version: str, strict: bool, work: Path) -> None:
@@ -134,7 +178,8 @@ def write_latex(tree: Node, work: Path) -> None:
 
 def names_only(meta: dict) -> dict:
     """Metadata whose authors are names, each once, as pandoc's own HTML and LaTeX templates want them."""
-    authors = meta.get("author", {"c": []})["c"]
+    author = meta.get("author", {"t": "MetaList", "c": []})
+    authors = author["c"] if author["t"] == "MetaList" else [author]
     names = [author["c"]["name"] if author["t"] == "MetaMap" else author for author in authors]
     return {**meta, "author": {"t": "MetaList", "c": list({plain(name): name for name in names}.values())}}
 

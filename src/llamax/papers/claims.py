@@ -27,12 +27,15 @@ class Verdict(NamedTuple):
         )
         unit = ("points" if signed else "percent") if points else "nats per token"
         trainings = f", {self.found.seeds} trainings" if self.found.seeds > 1 else ""
-        text = f"{value} {unit} [{low}, {high}], {self.found.n:,} items{trainings}"
+        level = "" if self.claim.level == 0.95 else f" at the {100 * self.claim.level:g}% level"
+        text = f"{value} {unit} [{low}, {high}]{level}, {self.found.n:,} items{trainings}"
         return text + (f", {p_value(self.found.p_value)}" if signed else "")
 
 
 def judge(claim: Claim, evidence: Evidence) -> Verdict:
     """Evaluate the predicate of `claim`. Raises: PaperError: its outcomes are not there or have no interval."""
+    if claim.op == "within" and claim.threshold <= 0:
+        raise PaperError(f"claim {claim.id!r}: nothing lies within ±{claim.threshold:g}: give a threshold above 0")
     if (claim.minus is None) != (claim.test == "mean"):
         raise PaperError(f"claim {claim.id!r}: `minus` goes with test paired_difference, and only with it")
     found = evidence.compare(claim.runs, claim.of, claim.minus, claim.level)

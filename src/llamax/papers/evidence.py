@@ -14,6 +14,7 @@ from scipy import stats
 
 from llamax import statistics
 from llamax.errors import LlamaxError, PaperError
+from llamax.papers.source import repeated
 from llamax.runs.records import Record
 from llamax.runs.store import Store
 
@@ -27,6 +28,8 @@ class Table(NamedTuple):
 
 
 RECORDED_TO = 1e-6  # a record and its items may differ by this share: parquet keeps float64, figures come from float32
+SAME_BASE = 1e-3  # the base model's outcomes in two runs may differ by this share: right and wrong (1, 0) may not
+NOT_OVERALL = ("text_loss", "truthfulqa_mc1")  # as directions record it: no loss, and TruthfulQA once, by MC2
 
 
 class Value(NamedTuple):
@@ -63,7 +66,9 @@ class Evidence:
     def compare(self, alias: str, after: str, before: str | None = None, level: float = 0.95) -> Value:
         """Mean outcome of `after`, or its paired difference from `before`, over the items of `alias`.
 
-        `after` and `before` are `<method>[.<protocol>].<task>`; the task `overall` is all tasks, weighted equally.
+        `after` and `before` are `<method>[.<protocol>].<task>`; the task `overall` is all but NOT_OVERALL,
+        weighted equally.
+
         Raises: PaperError: no such outcomes, or two that do not share their items or trainings.
         """
         parts = self._paired(alias, after, before)
@@ -94,12 +99,15 @@ class Evidence:
         if not self.runs.get(alias):
             fault = "pins no runs for" if alias in self.runs else "has no runs named"
             raise PaperError(f"lock.json {fault} {alias!r}: it has {', '.join(k for k, v in self.runs.items() if v)}")
+        if run := repeated(self.runs[alias]):  # it would count as a further, independent training
+            raise PaperError(f"lock.json pins run {run} twice for {alias!r}")
         return self._once(("records", alias), lambda: [_quietly(self.store.load, run) for run in self.runs[alias]])
 
     def items(self, alias: str) -> pd.DataFrame:
         """Outcomes of all runs of `alias`; `replicate` counts the trainings of a method on, from run to run.
 
-        The base model is the same in every run and is kept once. Raises: PaperError: it is not the same.
+        The base model is the same in every run and is kept once, as the mean of what the runs saw of it: machines
+        differ in the last digits of a loss. Raises: PaperError: it is not the same, to SAME_BASE.
         """
         return self._once(("items", alias), lambda: self._pool(alias))
 
@@ -138,21 +146,25 @@ class Evidence:
         frames = [_quietly(self.store.items, record) for record in self.records(alias)]
         bases = [frame[frame.method == "base"].sort_values(KEYS).reset_index(drop=True) for frame in frames]
         for record, base in zip(self.records(alias), bases, strict=True):
-            if not base[[*KEYS, "outcome"]].equals(bases[0][[*KEYS, "outcome"]]):
+            same = base[KEYS].equals(bases[0][KEYS])
+            if not same or not np.allclose(base.outcome, bases[0].outcome, SAME_BASE, atol=0, equal_nan=True):
                 raise PaperError(
                     f"the runs of {alias!r} do not share their base model's outcomes ({record.run} differs)"
                 )
         trained = _count_on([frame[frame.method != "base"] for frame in frames])
-        return pd.concat([bases[0], trained], ignore_index=True)
+        base = bases[0].assign(outcome=np.mean([base.outcome for base in bases], axis=0))
+        return pd.concat([base, trained], ignore_index=True)
 
     def _outcomes(self, alias: str, selection: str) -> dict[str, Table]:
         """Task -> outcome table of `<method>[.<protocol>].<task>`; empty when there is no such row."""
+        if "." not in selection:
+            raise PaperError(f"{selection!r} names no task: give <method>[.<protocol>].<task>, such as full.overall")
         method, *protocol, task = selection.split(".")
         found: dict[str, Table] = {}
         for (of_method, of_protocol, of_task), table in self._once(
             ("tables", alias), lambda: self._tables(alias)
         ).items():
-            wanted = of_task == task or (task == "overall" and of_task != "text_loss")
+            wanted = of_task == task or (task == "overall" and of_task not in NOT_OVERALL)
             if of_method == method and wanted and (not protocol or [of_protocol] == protocol):
                 if of_task in found:
                     raise PaperError(f"{selection!r} is not one set of outcomes: name the protocol as well")

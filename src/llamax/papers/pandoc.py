@@ -11,13 +11,19 @@ import pypandoc
 from llamax.errors import PaperError
 
 Node = dict[str, Any]
+PATIENCE = 120  # seconds; a paper takes one, but brackets in brackets take twice the time for each further pair
 WIDE = "--columns=100000"  # else pandoc gives a table relative widths as soon as one of its source lines is long
 
 
 def pandoc(text: str, *options: str, folder: Path | None = None) -> str:
     """Convert `text` in `folder`. Raises: PaperError: pandoc failed or warned (a missing citation is a warning)."""
     command = [pypandoc.get_pandoc_path(), "--fail-if-warnings", WIDE, *options]
-    done = subprocess.run(command, input=text, capture_output=True, text=True, cwd=folder, encoding="utf-8")
+    try:
+        done = subprocess.run(
+            command, input=text, capture_output=True, text=True, cwd=folder, encoding="utf-8", timeout=PATIENCE
+        )
+    except subprocess.TimeoutExpired:
+        raise PaperError(f"pandoc: not done after {PATIENCE} s: are brackets nested deeply?") from None
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         raise PaperError(f"pandoc: {' '.join(lines[:2]) or f'exit status {done.returncode}'}")
@@ -41,7 +47,7 @@ def plain(node: Any) -> str:
     """The text of a node or a list of nodes, without its formatting."""
     if isinstance(node, list):
         return "".join(plain(child) for child in node)
-    if not isinstance(node, dict):
+    if not isinstance(node, dict) or "t" not in node:  # text, or the key of a citation, whose words stand beside it
         return ""
     if node["t"] in ("Space", "SoftBreak", "LineBreak"):
         return " "

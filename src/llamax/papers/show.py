@@ -7,6 +7,7 @@ from llamax.papers.evidence import Value
 
 MINUS, SPACE, TIMES = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}", "\N{MULTIPLICATION SIGN}"
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+MOST_DIGITS = 15  # that a float can hold
 SIGNED = ("gain", "forgetting", "difference")
 
 

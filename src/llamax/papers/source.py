@@ -3,21 +3,25 @@
 import datetime
 import json
 import re
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import yaml
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, Field, FiniteFloat
 
 from llamax import files
 from llamax.config import Config
 from llamax.errors import PaperError, ParameterError
+from llamax.runs.parameters import _Yaml
+
+FIRST, LAST = (datetime.datetime(year, 1, 1, tzinfo=datetime.UTC) for year in (1980, 2100))
 
 
 class Lock(Config):
     """What a paper's version stands on: its date, and under each alias the runs that it pins."""
 
     version: str
-    timestamp: AwareDatetime
+    timestamp: AwareDatetime = Field(ge=FIRST, lt=LAST)
     runs: dict[str, list[str]]
 
 
@@ -44,8 +48,8 @@ class Claim(Config):
     of: str
     minus: str | None = None
     op: Literal[">", "<", "within"]
-    threshold: float
-    level: float = 0.95
+    threshold: FiniteFloat
+    level: float = Field(0.95, gt=0, lt=1)
     holds: bool = True
 
 
@@ -60,17 +64,17 @@ class Source:
         self.version, self.faults = version, []
         self.text = self._read("paper.md")
         self.lock = self._parse(Lock, self._json("lock.json"), "lock.json")
-        quoted = self._yaml("quoted.yaml") or {}
-        self.quoted = {name: self._parse(Quoted, value, f"quoted.yaml: {name}") for name, value in quoted.items()}
-        parsed = [
-            self._parse(Claim, value, f"claims.yaml: claim {number}")
-            for number, value in enumerate(self._yaml("claims.yaml") or [], 1)
-        ]
-        self.claims = {claim.id: claim for claim in parsed}
+        self.quoted: dict[str, Quoted] = {}
+        for line, name, value in self._entries("quoted.yaml", dict):
+            self.quoted[name] = self._parse(Quoted, value, f"quoted.yaml:{line}: {name}")
+        self.claims: dict[str, Claim] = {}
+        for number, (line, _, value) in enumerate(self._entries("claims.yaml", list), 1):
+            claim = self._parse(Claim, value, f"claims.yaml:{line}: claim {number}")
+            if claim.id in self.claims:
+                self.fault(line, f"claim {claim.id!r} is given twice", "claims.yaml")
+            self.claims[claim.id] = claim
         self.citations = set(re.findall(r"^\s*@\w+\{\s*([^,\s]+)", self._read("refs.bib"), flags=re.MULTILINE))
-        for name, quote in self.quoted.items():
-            if quote.source not in self.citations:
-                self.fault(self.line(name, "quoted.yaml"), f"source {quote.source!r} is not in refs.bib", "quoted.yaml")
+        self._check()
 
     @property
     def timestamp(self) -> datetime.datetime:
@@ -93,31 +97,97 @@ class Source:
         lines = self._read(file).splitlines()
         return next((number for number, line in enumerate(lines, 1) if wanted in line), 0)
 
+    def _check(self) -> None:
+        """Note what is wrong between the files: version, runs pinned twice, sources that are not in refs.bib."""
+        if self.lock.version != self.version:
+            line = self.line('"version"', "lock.json")
+            self.fault(line, f"version {self.lock.version!r} is not that of its folder", "lock.json")
+        for alias, runs in self.lock.runs.items():
+            if run := repeated(runs):
+                self.fault(self.line(f'"{run}"', "lock.json"), f"{alias!r} pins run {run} twice", "lock.json")
+        for name, quote in self.quoted.items():
+            if quote.source not in self.citations:
+                self.fault(self.line(name, "quoted.yaml"), f"source {quote.source!r} is not in refs.bib", "quoted.yaml")
+
     def _read(self, name: str) -> str:
         path = self.folder / name
         if not path.is_file():
             raise PaperError(f"papers/{self.version}/{name} is missing")
-        return path.read_text(encoding="utf-8")
-
-    def _yaml(self, name: str) -> Any:
+        data = path.read_bytes()
         try:
-            return yaml.safe_load(self._read(name))
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            fault = getattr(error, "problem", None) or "not YAML"
-            raise PaperError(f"papers/{self.version}/{name}:{mark.line + 1 if mark else 0}: {fault}") from None
+            return data.decode("utf-8").replace("\r\n", "\n")
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            raise PaperError(f"papers/{self.version}/{name}:{line}: not UTF-8: byte {data[error.start]:#x}") from None
+
+    def _entries(self, name: str, kind: type) -> list[tuple[int, Any, Any]]:
+        """Line, name (None in a list) and value of each entry of a YAML file that holds a list or a mapping."""
+        text, where = self._read(name), f"papers/{self.version}/{name}"
+        try:
+            values, tree = read_yaml(text), yaml.compose(text, _Yaml)
+        except YamlFault as fault:
+            raise PaperError(f"{where}:{fault.line}: {fault}") from None
+        if values is None:
+            return []
+        if not isinstance(values, kind):
+            what = "a list of claims" if kind is list else "a mapping of names to numbers"
+            raise PaperError(f"{where}:{tree.start_mark.line + 1}: not {what}")
+        if kind is list:
+            return [(node.start_mark.line + 1, None, value) for node, value in zip(tree.value, values, strict=True)]
+        lines = [key.start_mark.line + 1 for key, _ in tree.value]
+        for line, name in zip(lines, values, strict=True):
+            if not isinstance(name, str):
+                raise PaperError(f"{where}:{line}: {name!r} is not a name: give it in quotes")
+        return list(zip(lines, values.keys(), values.values(), strict=True))
 
     def _json(self, name: str) -> Any:
+        where = f"papers/{self.version}/{name}"
+
+        def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            if key := repeated(key for key, _ in pairs):
+                line = self.line(json.dumps(key), name)
+                raise PaperError(f"{where}:{line}: {key!r} is given twice")
+            return dict(pairs)
+
         try:
-            return json.loads(self._read(name))
+            return json.loads(self._read(name), object_pairs_hook=unique)
         except json.JSONDecodeError as error:
-            raise PaperError(f"papers/{self.version}/{name}:{error.lineno}: {error.msg}") from None
+            raise PaperError(f"{where}:{error.lineno}: {error.msg}") from None
+        except RecursionError:
+            raise PaperError(f"{where}:1: nested too deeply") from None
 
     def _parse(self, model: type[Config], values: Any, where: str) -> Any:
         try:
             return model.parse(values, f"papers/{self.version}/{where}")
         except ParameterError as error:
             raise PaperError(str(error)) from None
+
+
+class YamlFault(ValueError):
+    """What is wrong with a YAML text, and at which of its lines."""
+
+    def __init__(self, line: int, problem: str):
+        super().__init__(problem)
+        self.line = line
+
+
+def read_yaml(text: str) -> Any:
+    """YAML 1.2, a key given twice refused. Raises: YamlFault."""
+    try:
+        return yaml.load(text, _Yaml)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise YamlFault(mark.line + 1 if mark else 1, getattr(error, "problem", None) or "not YAML") from None
+    except RecursionError:
+        raise YamlFault(1, "nested too deeply") from None
+    except (TypeError, ValueError) as error:  # a list as a key, a tag that its value does not fit
+        raise YamlFault(1, " ".join(str(error).split())) from None
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """The first of `names` that was there before."""
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), None)
 
 
 class Lines:

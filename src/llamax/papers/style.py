@@ -1,11 +1,17 @@
 """One look for every figure of the house, in notebooks and in papers, and saving that gives the same bytes twice."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+import logging
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+
+from llamax import files
+from llamax.errors import PaperError
 
 STYLE = Path(__file__).resolve().parents[3] / "papers" / "style"
 """Of the checkout that the package stands in: figure style, page template, style sheet."""
@@ -39,8 +45,43 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Save as SVG, PDF or PNG, by the suffix of `path`; the same figure gives the same bytes."""
+    """Save as SVG, PDF or PNG, by the suffix of `path`; the same figure gives the same bytes.
+
+    Raises: PaperError: its font lacks a glyph. DiskFullError.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with plt.style.context(STYLE / "llamax.mplstyle"):
+    with files.clear_disk_errors(path), plt.style.context(STYLE / "llamax.mplstyle"), every_glyph(path.stem):
         figure.savefig(path, metadata=NO_DATE[path.suffix])
     return path
+
+
+@contextlib.contextmanager
+def every_glyph(name: str) -> Iterator[None]:
+    """Raise PaperError after the block when text of the figure `name` was drawn as empty boxes.
+
+    matplotlib warns about a glyph that is missing in text, and logs one that is missing in a formula.
+    """
+    missing: list[str] = []
+
+    def note(record: logging.LogRecord) -> bool:
+        """Keep the record as a fault instead of printing it."""
+        if "does not have a glyph" not in record.getMessage():
+            return True
+        missing.append(record.getMessage())
+        return False
+
+    formulas = logging.getLogger("matplotlib.mathtext")
+    formulas.addFilter(note)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield
+    finally:
+        formulas.removeFilter(note)
+    for warning in caught:
+        if str(warning.message).startswith("Glyph ") and " missing" in str(warning.message):
+            missing.append(str(warning.message))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    if missing:
+        raise PaperError(f"figure {name!r}: {missing[0].rstrip('.')}: no font of the figure style has it")

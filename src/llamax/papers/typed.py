@@ -2,28 +2,38 @@
 
 import re
 
-UNIT = r"(?:%|‰|°|x|×|pp|pts|points?|ms|s|h|min|e[+−-]?\d+)?"
-NUMBER = re.compile(rf"[+\-−–±~≈<>≤≥=×$]*\.?\d[\d.,:/–−×-]*{UNIT}", re.IGNORECASE)
-RELATION = re.compile(r"\w+[=<>≈≤≥±]+[+\-−.]*\d\S*")
-VERSION = re.compile(r"\d+\.\d+\.\d+")
+NAME = re.compile(
+    r"\d\.\d+\.\d+"  # a version: 3.0.1
+    r"|\d+(\.\d+)?[MBTb](-[A-Za-z][\w.-]*)?"  # the size of a model, or a model: 7B, 135M-Instruct
+    r"|\d+-(bit|shot|way|layer)"  # how something was set up
+)
+PLACED = re.compile(r"#?\d+([–-]\d+)?")
 AROUND = "()[]{},;:.!?\"'“”‘’…/—*†‡"
-NAMED = {"section", "sections", "figure", "figures", "table", "tables", "appendix", "equation", "step", "issue", "§"}
+PLACES = {"Section", "Sections", "§", "Figure", "Figures", "Table", "Tables", "Appendix", "Equation", "Equations"}
+PLACES |= {"Step", "Issue", "p", "pp", "page", "pages", "chapter"}
 
 
 def typed_numbers(text: str, before: str = "") -> list[str]:
-    """The numbers in `text` that are results rather than names; `before` is the word in front of it.
+    """The words of `text` that are results rather than names; `before` is the word in front of it.
 
-    Names pass: SmolLM2-135M, 7B, GPT-4, 3.0.1, Section 4. What is a number all through, its unit included, does not:
-    12.3, 45%, +0.8, 3x, 2e-5, 3/5, p<0.05.
+    A word is a number when it, or a part of it between signs, begins with a digit or a fraction: 12.3, 45%, +0.8, 3x,
+    2e-5, 3/5, p<0.05, 12k, 1.2σ, €5, ½, 12-fold. Names pass: SmolLM2-135M, 7B, GPT-4, 3.0.1, 8-bit; so does a whole
+    number after a word that it numbers: Section 4, p. 12.
 
     >>> typed_numbers("LoRA with SmolLM2-135M gained 12.3 points in Section 4 of version 3.0.1 (n=500)")
     ['12.3', 'n=500']
     """
-    found, before = [], before.lower().strip(AROUND)
+    found, before = [], before.strip(AROUND)
     for word in text.split():
         bare = word.strip(AROUND)
-        number = NUMBER.fullmatch(bare) or RELATION.fullmatch(bare)
-        if number and not VERSION.fullmatch(bare) and before not in NAMED:
+        placed = before in PLACES and PLACED.fullmatch(bare)
+        if "://" not in word and not placed and any(map(is_number, re.split(r"[^\w.,'’^-]+", bare))):
             found.append(bare)
-        before = bare.lower()
+        before = bare
     return found
+
+
+def is_number(part: str) -> bool:
+    """Whether a word, or a part of one, begins like a number and is no name of a known kind."""
+    bare = part.strip(".,'’^_-")
+    return bare[:1].isnumeric() and not NAME.fullmatch(bare)
