@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -130,3 +132,29 @@ def test_sample_draws_from_the_nucleus_in_proportion(logits, temperature, top_p)
 def test_bad_input_is_one_clear_line(tiny_model, tiny_tokenizer, prompts, settings, message):
     with pytest.raises(ParameterError, match=message):
         generate(tiny_model, tiny_tokenizer, prompts, max_new_tokens=4, **settings)
+
+
+def test_eos_ends_an_answer(tiny_model, tiny_tokenizer):
+    """The token that greedy decoding says third is made the end of text."""
+    free = generate(tiny_model, tiny_tokenizer, PROMPTS[:1], max_new_tokens=8)[0]
+    third = free.token_ids[2]
+    assert third not in free.token_ids[:2]
+    other = copy.deepcopy(tiny_tokenizer)
+    other.eos_token = other.convert_ids_to_tokens(third)
+    ended = generate(tiny_model, other, PROMPTS[:1], max_new_tokens=8)[0]
+    assert (ended.token_ids, ended.finish) == (free.token_ids[:2], "stop")
+
+
+def test_a_stop_string_is_found_across_any_two_tokens(tiny_model, tiny_tokenizer):
+    free = generate(tiny_model, tiny_tokenizer, PROMPTS[:1], max_new_tokens=20, temperature=1.0)[0]
+    found = 0
+    for place in range(1, len(free.token_ids)):
+        left, right = (tiny_tokenizer.decode([token]) for token in free.token_ids[place - 1 : place + 1])
+        string = left[-1:] + right[:1]
+        if len(string) == 2 and string.isascii() and free.text.find(string) >= 0:
+            found += 1
+            arguments = {"max_new_tokens": 20, "temperature": 1.0, "stop_strings": [string]}
+            stopped = generate(tiny_model, tiny_tokenizer, PROMPTS[:1], **arguments)[0]
+            assert stopped.finish == "stop"
+            assert stopped.text == free.text.split(string)[0]
+    assert found

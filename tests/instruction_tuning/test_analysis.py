@@ -96,3 +96,10 @@ def test_table_shows_points():
 def test_means_pool_replicates_and_count_items_once(items):
     shown = analysis.means(items)
     assert shown.loc[("chat", "a"), ["base", "full", "items"]].tolist() == [0.5, 0.75, 4]
+
+
+def test_truthfulqa_counts_once_in_the_overall_gain():
+    rows = []
+    for task, gain in (("truthfulqa_mc1", 1.0), ("truthfulqa_mc2", 0.5), ("mmlu", 0.0)):
+        rows += outcomes("base", task, [[0, 0]], "lm-eval") + outcomes("full", task, [[gain, gain]], "lm-eval")
+    assert value(pd.DataFrame(rows), "full.overall.gain").value == 0.25

@@ -337,3 +337,37 @@ def test_smol_is_converted_once(tmp_path, monkeypatch, no_network):
     assert text.endswith("<|im_start|>user\nWhat is 2+2?<|im_end|>\n")
     assert len({tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}) == 3
     assert model.config.pad_token_id == tokenizer.pad_token_id
+
+
+def test_a_tensor_that_was_not_written_is_named(saved, tiny_model, tiny_tokenizer, monkeypatch):
+    read = saving.AutoModelForCausalLM.from_pretrained
+
+    def without_one(*arguments, **kwargs):
+        again = read(*arguments, **kwargs)
+        del again.model.norm
+        return again
+
+    monkeypatch.setattr(saving.AutoModelForCausalLM, "from_pretrained", without_one)
+    with pytest.raises(ModelError, match=r"model.norm.weight not written"):
+        save(tiny_model, tiny_tokenizer, saved)
+
+
+@pytest.mark.parametrize(
+    ("what", "damage"),
+    [
+        ("chat template", lambda again: setattr(again, "chat_template", "other")),
+        ("size", lambda again: again.add_tokens(["<another>"])),
+        ("special tokens", lambda again: setattr(again, "pad_token", "x")),
+    ],
+)
+def test_a_tokenizer_that_reads_back_otherwise_is_named(saved, tiny_model, tiny_tokenizer, monkeypatch, what, damage):
+    read = saving.AutoTokenizer.from_pretrained
+
+    def damaged(*arguments, **kwargs):
+        again = read(*arguments, **kwargs)
+        damage(again)
+        return again
+
+    monkeypatch.setattr(saving.AutoTokenizer, "from_pretrained", damaged)
+    with pytest.raises(ModelError, match=f"the tokenizer's {what} changed when read back"):
+        save(tiny_model, tiny_tokenizer, saved)

@@ -10,7 +10,7 @@ from training_cases import PAD, log_of, new_config, new_model, new_rows, run_ran
 from llamax.errors import CheckpointError
 from llamax.training.config import LoraConfig
 from llamax.training.history import History
-from llamax.training.loop import fit
+from llamax.training.loop import fit, identity
 from llamax.training.lora import apply_lora
 
 EVERY = new_config(checkpoint_every=3)
@@ -138,3 +138,18 @@ def test_history_survives_as_text():
     history = History.from_json(json.dumps({"resumed_from": 2, "steps": [[0, 1.5, 1e-3, 0.1, 10, 5, 0.25]]}))
     assert History.from_json(history.to_json()) == history
     assert (history.losses, history.tokens, history.seconds) == ([1.5], 10, 0.25)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1}, {"precision": "bf16"}, {"batch_size": 4}, {"micro_batch": 2}, {"epochs": 3}, {"max_steps": 9},
+        {"schedule": "linear"}, {"warmup_ratio": 0.2}, {"weight_decay": 0.1}, {"betas": (0.9, 0.95)}, {"eps": 1e-6},
+        {"grad_clip": 0.5}, {"gradient_checkpointing": True}, {"lora": LoraConfig(rank=4)},
+    ],
+    ids=lambda change: next(iter(change)),
+)  # fmt: skip
+def test_every_setting_that_changes_the_computation_is_part_of_a_checkpoints_identity(tmp_path, change):
+    rows = new_rows()
+    before, after = (identity(rows, new_config(checkpoint_every=3, **values), {}) for values in ({}, change))
+    assert before != after

@@ -48,3 +48,20 @@ def test_norm_is_that_before_clipping_and_the_update_is_clipped():
     norm, rate = optimizer.step(0.25)
     assert (norm, rate) == (pytest.approx(5.0), 0.25)
     assert seen == [pytest.approx(1.0, rel=1e-5)]
+
+
+def test_the_update_is_torchs_with_every_setting_passed_on():
+    settings = {"betas": (0.7, 0.8), "eps": 1e-3, "weight_decay": 0.2}
+    config = new_config(grad_clip=0, **settings)
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(3, 2, bias=False), nn.Linear(3, 2, bias=False)
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = MasterAdamW(ours, config, torch.float32)
+    reference = torch.optim.AdamW(theirs.parameters(), lr=0.1, **settings)
+    for x in torch.randn(4, 1, 3):
+        for model in (ours, theirs):
+            model(x).square().sum().backward()
+        optimizer.step(0.1)
+        reference.step()
+        reference.zero_grad()
+    assert torch.allclose(ours.weight, theirs.weight, rtol=1e-6)

@@ -4,11 +4,12 @@ import itertools
 
 from llamax.data import world
 from llamax.data.world import arithmetic, held_out_texts, instructions, pretraining_texts
+from llamax.data.world import text as world_text
 from llamax.data.world.facts import facts
 from llamax.data.world.functions import functions
 from llamax.data.world.functions import side as function_side
 from llamax.data.world.split import generator
-from llamax.data.world.text import KINDS
+from llamax.data.world.text import KINDS, almanac
 
 
 def test_pretraining_text_is_a_function_of_its_seed_and_a_prefix_of_more():
@@ -75,3 +76,9 @@ def test_fingerprint_follows_the_code(monkeypatch):
     assert len(print_before) == 64 and print_before == world.fingerprint()
     monkeypatch.setattr(world, "version", lambda name: "0")
     assert world.fingerprint() != print_before
+
+
+def test_a_drawn_document_that_is_held_out_is_left_out(monkeypatch):
+    first = next(text for text in pretraining_texts(documents=3) if text not in set(almanac(generator("almanac", 0))))
+    monkeypatch.setattr(world_text, "held_out_texts", lambda: (first,))
+    assert first not in set(pretraining_texts(documents=3))
