@@ -177,3 +177,10 @@ def test_no_committed_text_names_a_place_on_somebodys_machine():
     paths = [ROOT / line for line in listed.stdout.splitlines() if Path(line).suffix in kinds]
     found = [p.relative_to(ROOT) for p in paths if p.is_file() and p != Path(__file__) and place.search(p.read_text())]
     assert found == []
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_what_a_page_links_to_is_there(name):
+    text = (ROOT / name).read_text()
+    links = [target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
+    assert [target for target in links if target and not (ROOT / target).exists()] == []
