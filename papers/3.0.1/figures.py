@@ -12,8 +12,8 @@ def learning_curves(evidence: Evidence, runs: str) -> Figure:
 
 
 def gains(evidence: Evidence, runs: str, protocol: str = "") -> Figure:
-    """Gain over the base model per task, with intervals over items and trainings."""
-    return figures.gains(evidence.metrics(runs), protocol)
+    """Gain over the base model per task, with intervals over items and trainings; the overall gain last."""
+    return figures.gains(sorted(evidence.metrics(runs), key=lambda metric: ".overall." in metric.name), protocol)
 
 
 def trade_off(evidence: Evidence, runs: str, protocol: str = "") -> Figure:
