@@ -10,7 +10,7 @@ import os
 __version__ = "0.1.0"
 
 # How long an OpenMP thread spins at a barrier before it sleeps. At libgomp's default, spinning threads keep each other
-# from a core as soon as something else runs: beside two busy processes nano trains 2.6 times as fast with 10,000 rounds,
-# alone it trains as fast (benchmarks/threads.py). It counts only where torch is imported after this.
+# from a core as soon as something else runs: beside two busy processes nano trains 2.6 times as fast with 10,000
+# rounds, alone it trains as fast (benchmarks/threads.py). It counts only where torch is imported after this.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
