@@ -53,7 +53,7 @@ notebooks: setup  ## run a copy of each notebook at profile test under nbval
 	$(NBVAL) build/notebooks
 
 lab: setup  ## open JupyterLab on the notebooks
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 lint: setup  ## ruff, as the tests expect it
 	$(BIN)/ruff check src tests benchmarks
