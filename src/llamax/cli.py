@@ -38,8 +38,8 @@ def main() -> None:
         sys.exit(2)
 
 
-def one_line(error: BaseException) -> str:
-    """The message of `error` on one line."""
+def one_line(error: object) -> str:
+    """What `error`, or a text, says, on one line."""
     return " ".join(str(error).split())
 
 
@@ -97,9 +97,12 @@ def results(
 ) -> None:
     """Show what complete runs found; of runs with the same parameters, the newest."""
     from llamax.runs import Store
+    from llamax.runs.directions import notebook_of
 
     if json and csv:
         raise ParameterError("--json and --csv are two forms: choose one")
+    if direction is not None:
+        notebook_of(direction)  # which says what there is, if it is none
     store = Store()
     frame = store.results(direction, profile, metric)
     if json:
@@ -107,8 +110,9 @@ def results(
     elif csv:
         print(frame.to_csv(index=False), end="")
     elif frame.empty:
-        asked = " ".join(part for part in (direction, profile, metric) if part)
-        print(f"no complete run{' for ' + asked if asked else ''}: see `llamax status`")
+        asked = {"direction": direction, "profile": profile, "metric": metric}
+        named = ", ".join(f"{what} {value}" for what, value in asked.items() if value)
+        print(f"no complete run{' with ' + named if named else ''}: see `llamax status`")
     else:
         fresh = {(row.direction, row.run): row.state == "fresh" for row in store.status()}
         for (name, run_id), group in frame.groupby(["direction", "run"], sort=False):
@@ -170,7 +174,9 @@ def data_inspect(
     conversations = read(source, format=format, limit=limit)
     turns = [message.role for conversation in conversations for message in conversation.messages]
     counts = ", ".join(f"{turns.count(role)} {role}" for role in dict.fromkeys(turns))
-    print(f"{source}: {len(conversations)} conversations, {len(turns)} messages ({counts})")
+    print(f"{source}: {len(conversations)} conversations, {len(turns)} messages ({counts}); the first:")
+    for message in conversations[0].messages:
+        print(f"  {message.role}: {one_line(message.content)}")
 
 
 def read_overrides(pairs: list[str]) -> dict[str, Any]:

@@ -269,6 +269,7 @@ def test_the_real_files_are_whole(shared_data, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # the peer takes minutes on two cores
 def test_smol_scores_item_by_item_as_lm_evals_own_backend(shared_data, monkeypatch):
     from llamax.models.load import load
 

@@ -57,16 +57,11 @@ def test_a_run_is_recorded_and_a_second_one_is_read_back_without_a_kernel(home, 
     done = subprocess.run(command("run", "toy", "-p", "learning_rate=1e-4"), capture_output=True, text=True)
     assert done.stdout.startswith(f"complete: results/toy/{record.run} (1 metrics, ")
     assert "at work" not in done.stderr
-    again = subprocess.run(
-        [sys.executable, "-c", "import sys, time; t = time.process_time(); from llamax.runs.notebook import execute\n"
-         "execute('toy', overrides={'learning_rate': 1e-4})\n"
-         "print(time.process_time() - t, sorted({'torch', 'papermill', 'transformers'} & sys.modules.keys()))"],
-        capture_output=True,
-        text=True,
-    )  # fmt: skip
-    seconds, heavy = again.stdout.split(maxsplit=1)
-    assert float(seconds) < 5
-    assert heavy.strip() == "[]"
+    code = "import sys\nfrom llamax.runs.notebook import execute\n"
+    code += "execute('toy', overrides={'learning_rate': 1e-4})\n"
+    code += "print(sorted({'torch', 'papermill', 'transformers'} & sys.modules.keys()))"
+    again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert again.stdout.strip() == "[]"  # no kernel, nothing heavy: what takes seconds was not even imported
     forced = execute("toy", overrides={"learning_rate": 1e-4}, force=True, progress=heard.append)
     assert forced.run == record.run
     assert forced.started > record.started

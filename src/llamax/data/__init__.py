@@ -1,1 +1,1 @@
-"""TODO: room not built yet."""
+"""Conversations to token ids and loss mask, packed rows and batches; where data comes from; the small world."""
