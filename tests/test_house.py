@@ -18,7 +18,7 @@ from llamax.runs.keys import imported_names
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = Path(llamax.__file__).parent
 GROUND = {"models", "data", "training", "generation", "statistics", "runs", "versions", "papers"}
-GROUND |= {"config", "errors", "files", "hub", "progress"}
+GROUND |= {"sandbox", "config", "errors", "files", "hub", "progress"}
 DIRECTIONS = {"instruction_tuning", "rlhf", "data_quality", "long_context", "multimodal", "multilingual"}
 DIRECTIONS |= {"infrastructure", "evaluation", "interpretability", "actions"}
 LIGHT = [

@@ -20,7 +20,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from llamax.evaluation import benchmarks, harness
-from llamax.evaluation.harness import Backend, build_requests, evaluate_tasks, load_tasks, outcomes, prepare, select
+from llamax.evaluation.backend import Backend
+from llamax.evaluation.harness import build_requests, evaluate_tasks, load_tasks, outcomes, prepare, select
 
 QUESTIONS = [f"What is {n} plus {n + 1}?" for n in range(12)]
 

@@ -12,7 +12,7 @@ from pydantic import AwareDatetime, Field, FiniteFloat
 from llamax import files
 from llamax.config import Config
 from llamax.errors import PaperError, ParameterError
-from llamax.runs.parameters import _Yaml
+from llamax.runs.parameters import YamlLoader
 
 FIRST, LAST = (datetime.datetime(year, 1, 1, tzinfo=datetime.UTC) for year in (1980, 2100))
 
@@ -124,7 +124,7 @@ class Source:
         """Line, name (None in a list) and value of each entry of a YAML file that holds a list or a mapping."""
         text, where = self._read(name), f"papers/{self.version}/{name}"
         try:
-            values, tree = read_yaml(text), yaml.compose(text, _Yaml)
+            values, tree = read_yaml(text), yaml.compose(text, YamlLoader)
         except YamlFault as fault:
             raise PaperError(f"{where}:{fault.line}: {fault}") from None
         if values is None:
@@ -174,7 +174,7 @@ class YamlFault(ValueError):
 def read_yaml(text: str) -> Any:
     """YAML 1.2, a key given twice refused. Raises: YamlFault."""
     try:
-        return yaml.load(text, _Yaml)
+        return yaml.load(text, YamlLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise YamlFault(mark.line + 1 if mark else 1, getattr(error, "problem", None) or "not YAML") from None

@@ -192,7 +192,7 @@ def _profile(name: str) -> dict[str, Any]:
     return document
 
 
-class _Yaml(yaml.SafeLoader):
+class YamlLoader(yaml.SafeLoader):
     """YAML 1.2's core scalars, so that `1e-4` is a number, `no` a word, and `007` and `1:30` are text."""
 
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - yaml's own name and type
@@ -216,12 +216,12 @@ for _tag, _pattern, _first in [
     ("int", r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
     ("float", rf"{_NUMBER}[eE][-+]?[0-9]+|[-+]?(\.[0-9]+|(0|[1-9][0-9]*)\.[0-9]*)", list("-+.0123456789")),
 ]:
-    _Yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+    YamlLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 
 
 def _read_yaml(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, _Yaml)
+        return yaml.load(text, YamlLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark and "\n" in text else ""
