@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from llamax.errors import ParameterError
-from llamax.generation import score
-from llamax.generation.score import choice_logprobs, group_by_trunk, score_choices, text_loss
+from llamax.generation.score import choice_logprobs, score_choices, text_loss
 
 SHARED = list(range(20, 60))
 PAIRS = [
@@ -44,13 +43,6 @@ def test_greedy_is_told(tiny_model):
     (scored,) = score_choices(tiny_model, [(context, [[best], [best, 4], [(best + 1) % 512]])])
     assert [s.greedy for s in scored] == [naive(tiny_model, context, c)[1] for c in ([best], [best, 4], [best + 1])]
     assert scored[0].greedy and not scored[2].greedy
-
-
-def test_contexts_that_begin_alike_share_a_row(monkeypatch):
-    assert sorted(map(sorted, group_by_trunk(PAIRS))) == [[0], [1, 2, 3, 4], [5]]
-    monkeypatch.setattr(score, "ROW_TOKENS", 60)
-    assert all(len(group) < 4 for group in group_by_trunk(PAIRS))
-    assert sorted(i for group in group_by_trunk(PAIRS) for i in group) == list(range(6))
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ import pytest
 from training_cases import new_config, new_rows
 
 from llamax.errors import LaunchError
-from llamax.training import launch as launcher
+from llamax.training import ranks as launcher
 from llamax.training.config import Job
-from llamax.training.history import StepMetrics
-from llamax.training.launch import free_port, launch, train
+from llamax.training.launch import launch, train
+from llamax.training.ranks import free_port
 
 
 def new_job(tmp_path, tiny_model, tiny_tokenizer, **changes):
@@ -45,28 +45,26 @@ def test_an_occupied_port_is_said_before_anything_starts(tmp_path):
 
 def test_only_whole_lines_are_reported(tmp_path):
     file = tmp_path / "steps.jsonl"
-    steps = launcher._new_steps(file)
-    first, second = StepMetrics(0, 2.0, 1e-3, 1.0, 10, 5, 0.1), StepMetrics(1, 1.5, 1e-3, 1.0, 10, 5, 0.1)
-    assert next(steps) == []
-    half = json.dumps(second)
-    file.write_text(json.dumps(first) + "\n" + half[:9])
-    assert next(steps) == [first]
-    assert next(steps) == []
+    lines = launcher.new_lines(file)
+    assert next(lines) == []
+    file.write_text("one\ntw")
+    assert next(lines) == [b"one"]
+    assert next(lines) == []
     with open(file, "a") as stream:
-        stream.write(half[9:] + "\n")
-    assert next(steps) == [second]
+        stream.write("o\n")
+    assert next(lines) == [b"two"]
 
 
 def test_the_earliest_failure_is_the_one_quoted(tmp_path):
     for rank, when, text in [(0, 2.0, "ConnectionReset: peer is gone\n"), (3, 1.0, "ValueError: the cause\n")]:
         (tmp_path / f"error-{rank}.json").write_text(json.dumps({"time": when, "traceback": text}))
-    message = launcher._first_failure(tmp_path, 1, 4)
+    message = launcher.first_failure(tmp_path, 1, 4)
     assert message.startswith("rank 3 failed") and message.endswith("ValueError: the cause")
 
 
 def test_ranks_killed_without_a_word_are_told_by_the_log(tmp_path):
     (tmp_path / "log.txt").write_text("loading\nexits with return code = -9\n")
-    message = launcher._first_failure(tmp_path, 247, 2).splitlines()
+    message = launcher.first_failure(tmp_path, 247, 2).splitlines()
     assert message[-3:-1] == ["loading", "exits with return code = -9"]
     assert message[-1] == "the ranks ended without a traceback: killed, or out of memory? (status 247)"
 
@@ -74,17 +72,16 @@ def test_ranks_killed_without_a_word_are_told_by_the_log(tmp_path):
 def test_a_survivor_is_not_taken_for_the_cause(tmp_path):
     lost = "Traceback\nRuntimeError: [gloo] Connection closed by peer [127.0.0.1]. See the log.\nGood luck!\n"
     (tmp_path / "error-0.json").write_text(json.dumps({"time": 1.0, "traceback": lost}))
-    assert launcher._first_failure(tmp_path, 1, 2).endswith(
+    assert launcher.first_failure(tmp_path, 1, 2).endswith(
         "another rank ended without a traceback: killed, or out of memory?"
     )
     (tmp_path / "error-1.json").write_text(json.dumps({"time": 2.0, "traceback": lost}))
-    assert launcher._first_failure(tmp_path, 1, 2).endswith("Good luck!")
+    assert launcher.first_failure(tmp_path, 1, 2).endswith("Good luck!")
 
 
 def test_visible_devices_are_kept(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7,9")
-    job = Job(model="m", rows="r", train=new_config(engine="deepspeed", ranks=2), out="o", template="")
-    command = launcher._command(job, tmp_path, 1234)
+    command = launcher._command("a.module", tmp_path / "job.json", launcher.Placement(2, port=1234))
     world = next(word for word in command if word.startswith("--world_info=")).removeprefix("--world_info=")
     assert json.loads(base64.urlsafe_b64decode(world)) == {"localhost": ["5", "7"]}
 
@@ -158,11 +155,14 @@ def test_a_hostfile_that_is_none_is_said_before_anything_starts(tmp_path, monkey
 def test_where_a_job_runs_is_said_by_the_environment(tmp_path, monkeypatch):
     (tmp_path / "hosts").write_text("# ours\nnode1 slots=8\nnode2 slots=8\n")
     monkeypatch.setenv("LLAMAX_HOSTFILE", str(tmp_path / "hosts"))
-    monkeypatch.setenv("LLAMAX_PORT", "4321")
-    job = Job(model="m", rows="r", train=new_config(), out="o", template="")
-    assert launcher._placed(job).port == 4321
-    assert launcher._placed(job).hostfile == str(tmp_path / "hosts")
-    assert launcher._placed(job.model_copy(update={"port": 99})).port == 99
+    port = free_port()
+    monkeypatch.setenv("LLAMAX_PORT", str(port))
+    assert launcher.place(2) == (2, str(tmp_path / "hosts"), port)
+    other = free_port()
+    assert launcher.place(2, port=other).port == other
+    monkeypatch.setenv("LLAMAX_HOSTFILE", "hosts")
+    monkeypatch.setenv("LLAMAX_HOME", str(tmp_path))
+    assert launcher.place(2).hostfile == str(tmp_path / "hosts")
     monkeypatch.setenv("LLAMAX_PORT", "x")
     with pytest.raises(LaunchError, match="LLAMAX_PORT=x"):
-        launcher._placed(job)
+        launcher.place(2)

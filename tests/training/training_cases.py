@@ -22,10 +22,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from llamax.data.packing import Documents, Rows, collate
 from llamax.training.config import TrainConfig
 from llamax.training.engines import make_engine
-from llamax.training.launch import free_port
 from llamax.training.loop import fit, micro_batches, rows_of_step
 from llamax.training.lora import apply_lora
 from llamax.training.objectives import next_token_loss
+from llamax.training.ranks import free_port
 from llamax.training.worker import whole_model
 
 PAD = 0

@@ -1,22 +1,42 @@
-"""Batched decoding with left padding and a KV cache.
+"""Batched greedy decoding and sampling with a KV cache, a shared prefix, and batches that refill.
 
-Prompts are sorted by length and decoded longest first, so that a batch carries little padding and memory runs out at
-the beginning or never. What a prompt is answered with depends on that prompt, its place in the list and the seed, not
-on its neighbours in the batch or on `batch_size` (in fp32; lower precisions round differently per batch shape).
+Prompts that begin alike share one encoded prefix. The others' tokens lie in a room with a place for each row of the
+batch; when rows are done the next prompts take their places, so the batch stays full until no prompt is left. Longest
+prompts go first, so that memory runs out at the beginning or never; if it does, the batch is halved and what was in it
+starts again. What a prompt is answered with depends on that prompt, its place in the list and the seed, not on its
+neighbours or on `batch_size` (in fp32; lower precisions round differently per batch shape).
 """
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import Cache, DynamicLayer
 
-from llamax.errors import ParameterError
+from llamax.errors import ModelError, ParameterError
+from llamax.generation.attention import (
+    Continued,
+    Filled,
+    Prefix,
+    Room,
+    encode,
+    encode_prefix,
+    head_size,
+    logits_of,
+    out_of_memory,
+    shared_attention,
+)
+from llamax.generation.prefixes import alike, group_by_prefix
 from llamax.progress import Progress
 
-# Rows that are done leave the batch once they are this share of it: each departure copies the cache.
-FINISHED_SHARE = 0.25
+REFILL_SHARE = 0.125  # of the batch: so many places are free before new prompts come in, for their batch's sake
+FINISHED_SHARE = 0.25  # of the batch: so many rows are done before the room shrinks, once no prompt is left
+SHRINK = 0.5  # prompts that need less than this share of the first one's room get a room of their own
+PREFILL_TOKENS = 4096  # encoded in one forward pass
+HOST_BYTES = 6 * 2**30  # of keys and values, where there is no accelerator to ask
+DEVICE_SHARE = 0.7  # of an accelerator's free memory
 
 
 class Generated(NamedTuple):
@@ -35,6 +55,20 @@ class Stops(NamedTuple):
     tail: int
 
 
+class Settings(NamedTuple):
+    """What holds for all prompts of a call."""
+
+    stops: Stops
+    max_new_tokens: int
+    window: int
+    temperature: float
+    top_p: float
+    seed: int
+
+
+OnAnswer = Callable[[int, Generated], None]
+
+
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -46,38 +80,59 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
+    places: Sequence[int] | None = None,
     batch_size: int = 32,
+    on_answer: OnAnswer | None = None,
     progress: bool = False,
 ) -> list[Generated]:
     """Continue each prompt; `temperature` 0 is greedy, otherwise nucleus sampling (Holtzman et al. 2020).
 
     The tokenizer's EOS stops, and so do `stop_ids` and `stop_strings`. Answers come in the order of `prompts`.
-    Sampling draws from a generator of its own, so the global random state is neither used nor moved.
+    Sampling draws from a generator per prompt, so the global random state is neither used nor moved.
+
+    Args:
+        places: of the prompts in a longer list that this is a part of; sampling draws by place.
+        batch_size: at most so many rows; fewer if their keys and values would not fit into memory.
+        on_answer: called with a prompt's number and its answer as soon as it is there.
 
     Raises: ParameterError: an empty prompt, one that fills the model's window, or a setting out of range.
+        ModelError: logits that are not numbers.
     """
     window = model.config.max_position_embeddings
     _check(prompts, window, max_new_tokens, temperature, top_p)
-    draws = None
-    if temperature > 0:
-        draws = torch.rand(len(prompts), max_new_tokens, generator=torch.Generator().manual_seed(seed))
-    stops = _stops(tokenizer, stop_ids, stop_strings)
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    settings = Settings(_stops(tokenizer, stop_ids, stop_strings), max_new_tokens, window, temperature, top_p, seed)
     answers: list[Generated | None] = [None] * len(prompts)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode(), Progress(len(prompts), "generate", shown=progress) as bar:
-            for start in range(0, len(order), batch_size):
-                chosen = order[start : start + batch_size]
-                batch = _Batch(model, tokenizer, [prompts[i] for i in chosen], stops, max_new_tokens, window)
-                sampled = None if draws is None else draws[chosen]
-                for place, answer in zip(chosen, batch.decode(sampled, temperature, top_p), strict=True):
-                    answers[place] = answer
-                bar.advance(len(chosen))
-    finally:
-        model.train(was_training)
+    with shared_attention(model), Progress(len(prompts), "generate", shown=progress) as bar:
+
+        def done(number: int, answer: Generated) -> None:
+            answers[number] = answer
+            if on_answer:
+                on_answer(number, answer)
+            bar.advance(1)
+
+        for members, shared in group_by_prefix(prompts):
+            prefix = encode_prefix(model, prompts[members[0]][:shared]) if shared else None
+            own = {number: prompts[number][shared:] for number in members}
+            for part in _alike(own, settings, shared):
+                queue = deque(_Answer(n, own[n], (places or range(len(prompts)))[n], settings, shared) for n in part)
+                _Decoder(model, tokenizer, settings, prefix, batch_size, done).run(queue)
     return answers
+
+
+def _alike(own: dict[int, list[int]], settings: Settings, shared: int) -> list[list[int]]:
+    """Prompts' numbers, longest first, cut where they need much less room than the first of their part."""
+    parts: list[list[int]] = []
+    for number in sorted(own, key=lambda number: -len(own[number])):
+        need = _room(len(own[number]), settings, shared)
+        if not parts or need < SHRINK * _room(len(own[parts[-1][0]]), settings, shared):
+            parts.append([])
+        parts[-1].append(number)
+    return parts
+
+
+def _room(tokens: int, settings: Settings, shared: int) -> int:
+    """Tokens of a prompt, without prefix, and its answer."""
+    return min(tokens + settings.max_new_tokens, settings.window - shared)
 
 
 def _check(prompts: list[list[int]], window: int, max_new_tokens: int, temperature: float, top_p: float) -> None:
@@ -102,120 +157,158 @@ def _stops(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], strings: Sequ
     return Stops(frozenset([*ids, *eos]), tuple(filter(None, strings)), tail)
 
 
-class _Layer(DynamicLayer):
-    """A cache layer with room for the whole answer: a step writes one column instead of copying all of them."""
+class _Answer:
+    """One prompt on its way: what it has said so far, and why it ended."""
 
-    def __init__(self, capacity: int) -> None:
-        super().__init__()
-        self.capacity = capacity
+    def __init__(self, number: int, prompt: list[int], place: int, settings: Settings, shared: int) -> None:
+        self.number, self.prompt, self.place = number, prompt, place
+        self.limit = _room(len(prompt), settings, shared) - len(prompt)
+        self.said: list[int] = []
+        self.finish = ""
+        self.draws: torch.Tensor | None = None
+        if settings.temperature > 0:
+            own = torch.Generator().manual_seed((settings.seed * 1_000_003 + place) % 2**63)
+            self.draws = torch.rand(settings.max_new_tokens, generator=own)
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        """Append `[batch, heads, new, head_dim]`; returns keys and values `[batch, heads, seen + new, head_dim]`."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            batch, heads, _, size = key_states.shape
-            self.room = key_states.new_empty(2, batch, heads, self.capacity, size)
-        seen = self.get_seq_length()
-        end = seen + key_states.shape[-2]
-        self.room[0, :, :, seen:end] = key_states
-        self.room[1, :, :, seen:end] = value_states
-        self.keys, self.values = self.room[0, :, :, :end], self.room[1, :, :, :end]
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep the rows `indices` of the batch."""
-        end = self.get_seq_length()
-        room = self.room.new_empty(2, len(indices), *self.room.shape[2:])
-        room[:, :, :, :end] = self.room[:, indices, :, :end]
-        self.room = room
-        self.keys, self.values = room[0, :, :, :end], room[1, :, :, :end]
-
-
-class _Batch:
-    """One batch on its way: the rows still going, what each has said so far, and their cache."""
-
-    def __init__(self, model, tokenizer, prompts, stops: Stops, max_new_tokens: int, window: int) -> None:
-        self.model, self.tokenizer, self.stops = model, tokenizer, stops
-        self.limits = [min(max_new_tokens, window - len(prompt)) for prompt in prompts]
-        width = max(map(len, prompts))
-        capacity = width + max(self.limits)
-        # Left padding: every row's last prompt token sits in the last column, its next token in the one after.
-        ids = torch.zeros(len(prompts), width, dtype=torch.long)
-        real = torch.zeros(len(prompts), capacity, dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            real[row, width - len(prompt) :] = 1
-        self.ids, self.real = ids.to(model.device), real.to(model.device)
-        self.prompt_width = self.width = width
-        self.position = (self.real[:, :width].cumsum(1) - 1).clamp(min=0)
-        self.cache = Cache(layers=[_Layer(capacity) for _ in range(model.config.num_hidden_layers)])
-        self.said: list[list[int]] = [[] for _ in prompts]
-        self.finish = [""] * len(prompts)
-        self.rows = list(range(len(prompts)))
-
-    def decode(self, draws: torch.Tensor | None, temperature: float, top_p: float) -> list[Generated]:
-        """Decode to the end. `draws` `[batch, max_new_tokens]` pick the tokens, numbers in [0, 1); None is greedy."""
-        while self.rows:
-            logits = self._forward()
-            if draws is None:
-                token = logits.argmax(-1)
-            else:
-                uniform = draws[self.rows, self.width - self.prompt_width].to(logits.device)
-                token = sample(logits, uniform, temperature, top_p)
-            self._accept(token)
-        return [self._answer(row) for row in range(len(self.said))]
-
-    def _forward(self) -> torch.Tensor:
-        """Next-token logits `[rows, vocab]` in fp32; the LM head sees the last column only."""
-        hidden = self.model.get_decoder()(
-            input_ids=self.ids,
-            attention_mask=self.real[:, : self.width],
-            position_ids=self.position,
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
-        return self.model.get_output_embeddings()(hidden).float()
-
-    def _accept(self, token: torch.Tensor) -> None:
-        """Append `token` `[rows]`, note who is done, and prepare the next forward pass."""
-        for row, value in zip(self.rows, token.tolist(), strict=True):
-            if self.finish[row]:
-                continue
-            if value in self.stops.ids:
-                self.finish[row] = "stop"
-                continue
-            self.said[row].append(value)
-            if len(self.said[row]) >= self.limits[row]:
-                self.finish[row] = "length"
-        self._find_stop_strings()
-        going = [place for place, row in enumerate(self.rows) if not self.finish[row]]
-        self.ids, self.position = token[:, None], self.position[:, -1:] + 1
-        self.width += 1
-        if not going or len(going) <= len(self.rows) * (1 - FINISHED_SHARE):
-            self._keep(going)
-
-    def _find_stop_strings(self) -> None:
-        rows = [row for row in self.rows if self.finish[row] != "stop" and self.said[row]]
-        if not self.stops.strings or not rows:
+    def accept(self, token: int, stops: Stops) -> None:
+        """The next token: said, unless it ends the answer."""
+        if token in stops.ids:
+            self.finish = "stop"
             return
-        tails = self.tokenizer.batch_decode([self.said[row][-self.stops.tail :] for row in rows])
-        for row, tail in zip(rows, tails, strict=True):
-            if any(string in tail for string in self.stops.strings):
-                self.finish[row] = "stop"
+        self.said.append(token)
+        if len(self.said) >= self.limit:
+            self.finish = "length"
 
-    def _keep(self, places: list[int]) -> None:
-        """Drop all rows of the batch but `places`."""
+    def restart(self) -> "_Answer":
+        """As if nothing had been said."""
+        self.said, self.finish = [], ""
+        return self
+
+
+class _Decoder:
+    """One batch after the other through one room; `rows[i]` is the answer at place i, None where the place is free."""
+
+    def __init__(
+        self, model, tokenizer, settings: Settings, prefix: Prefix | None, batch_size: int, done: OnAnswer
+    ) -> None:
+        self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        self.prefix, self.batch_size, self.done = prefix, batch_size, done
+        self.shared = prefix.length if prefix else 0
+        self.rows: list[_Answer | None] = []
+
+    def run(self, queue: deque[_Answer]) -> None:
+        """Answer all of the queue, whose first prompt is the longest."""
+        capacity = len(queue[0].prompt) + queue[0].limit
+        size = max(1, min(self.batch_size, len(queue), tokens_that_fit(self.model) // capacity))
+        while queue:
+            try:
+                self._drain(queue, size, capacity)
+            except (RuntimeError, MemoryError) as error:
+                if size == 1 or not out_of_memory(error):
+                    raise
+                size //= 2
+            # What memory ran out on starts again, first.
+            queue.extendleft(answer.restart() for answer in reversed(self.rows) if answer and not answer.finish)
+            self.rows, self.room = [], None
+            torch.cuda.empty_cache()
+
+    def _drain(self, queue: deque[_Answer], size: int, capacity: int) -> None:
+        self.rows = [None] * size
+        self.room = Room(self.model, size, capacity)
+        while queue or any(self.rows):
+            free = [place for place, answer in enumerate(self.rows) if answer is None]
+            if queue and (len(free) >= REFILL_SHARE * len(self.rows) or len(free) == len(self.rows)):
+                self._fill(queue, free)
+            elif not queue and len(free) >= FINISHED_SHARE * len(self.rows):
+                self._shrink()
+            if any(self.rows):
+                self._step()
+
+    def _fill(self, queue: deque[_Answer], free: list[int]) -> None:
+        """Encode the next prompts into free places, and take their first tokens."""
+        width = max(len(answer.prompt) for answer in islice(queue, len(free)))
+        fit = max(1, min(len(free), PREFILL_TOKENS // width))
+        count = alike([len(answer.prompt) for answer in islice(queue, fit)])
+        places = free[:count]
+        for place in places:
+            self.rows[place] = queue.popleft()
+        new = [self.rows[place] for place in places]
+        # Right padding: a causal mask keeps it from being seen, and the next tokens overwrite it.
+        ids = torch.zeros(count, width, dtype=torch.long)
+        for row, answer in enumerate(new):
+            ids[row, : len(answer.prompt)] = torch.tensor(answer.prompt)
+        device = self.model.device
+        position = (self.shared + torch.arange(width, device=device)).expand(count, -1)
+        past = Filled(self.room, torch.tensor(places, device=device), self.prefix)
+        hidden = encode(self.model, ids.to(device), position, past)
+        last = torch.tensor([len(answer.prompt) - 1 for answer in new], device=device)
+        self._accept(hidden[torch.arange(count, device=device), last], places)
+
+    def _step(self) -> None:
+        """One token more for every row; a free place is computed along and not looked at."""
+        device = self.model.device
+        seen = [len(answer.prompt) + len(answer.said) if answer else 1 for answer in self.rows]
+        ids = torch.tensor([[answer.said[-1] if answer else 0] for answer in self.rows], device=device)
+        position = torch.tensor(seen, device=device) - 1
+        longest = max(seen)
+        mask = torch.arange(longest, device=device) <= position[:, None]
+        past = Continued(self.room, position, longest, self.prefix)
+        hidden = encode(self.model, ids, self.shared + position[:, None], past, mask[:, None, None])
+        places = [place for place, answer in enumerate(self.rows) if answer]
+        self._accept(hidden[places, 0], places)
+
+    def _accept(self, hidden: torch.Tensor, places: list[int]) -> None:
+        """Choose the next token of the rows at `places` from their hidden states, and let go of those that are done."""
+        answers = [self.rows[place] for place in places]
+        for answer, token in zip(answers, self._choose(logits_of(self.model, hidden), answers), strict=True):
+            answer.accept(token, self.settings.stops)
+        self._find_stop_strings([answer for answer in answers if answer.finish != "stop"])
+        for place, answer in zip(places, answers, strict=True):
+            if answer.finish:
+                self.rows[place] = None
+                self.done(answer.number, self._finished(answer))
+
+    def _choose(self, logits: torch.Tensor, answers: list[_Answer]) -> list[int]:
+        """The next token of each answer from logits `[rows, vocab]`."""
+        best, token = logits.max(-1)
+        if best.isnan().any():
+            number = answers[int(best.isnan().nonzero()[0, 0])].number
+            raise ModelError(f"prompt {number}: the model's logits are not numbers (NaN); its weights are damaged")
+        if self.settings.temperature > 0:
+            uniform = torch.stack([answer.draws[len(answer.said)] for answer in answers]).to(logits.device)
+            token = sample(logits, uniform, self.settings.temperature, self.settings.top_p)
+        return token.tolist()
+
+    def _find_stop_strings(self, answers: list[_Answer]) -> None:
+        stops = self.settings.stops
+        if not stops.strings or not answers:
+            return
+        tails = self.tokenizer.batch_decode([answer.said[-stops.tail :] for answer in answers])
+        for answer, tail in zip(answers, tails, strict=True):
+            if any(string in tail for string in stops.strings):
+                answer.finish = "stop"
+
+    def _shrink(self) -> None:
+        """Give up the free places."""
+        places = [place for place, answer in enumerate(self.rows) if answer]
+        self.room.keep(torch.tensor(places, device=self.model.device))
         self.rows = [self.rows[place] for place in places]
-        if places:
-            index = torch.tensor(places, device=self.ids.device)
-            self.ids, self.position, self.real = self.ids[index], self.position[index], self.real[index]
-            self.cache.batch_select_indices(index)
 
-    def _answer(self, row: int) -> Generated:
-        text = self.tokenizer.decode(self.said[row], skip_special_tokens=True)
-        for string in self.stops.strings:
+    def _finished(self, answer: _Answer) -> Generated:
+        text = self.tokenizer.decode(answer.said, skip_special_tokens=True)
+        for string in self.settings.stops.strings:
             text = text.split(string)[0]
-        return Generated(text, self.said[row], self.finish[row])
+        return Generated(text, answer.said, answer.finish)
+
+
+def tokens_that_fit(model: PreTrainedModel) -> int:
+    """How many tokens' keys and values a batch may hold."""
+    config = model.config
+    each = 2 * config.num_hidden_layers * config.num_key_value_heads * head_size(config) * model.dtype.itemsize
+    free = HOST_BYTES
+    if model.device.type == "cuda":
+        free = int(DEVICE_SHARE * torch.cuda.mem_get_info(model.device)[0])
+    return free // each
 
 
 def sample(logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:

@@ -1,12 +1,13 @@
 """Log-probabilities of given text: choices after a context, and documents of packed rows.
 
-A context with its choices is a tree: the context is the trunk, every choice a branch. The whole tree is laid out in one
-row and encoded in one forward pass; position ids count from the root and an attention mask lets a token see its
-ancestors only, so each branch gets the logits it would get on its own (tree attention: Miao et al. 2023, SpecInfer).
-Contexts that begin alike, such as the questions of one MMLU subject after its worked examples, share that trunk too.
+Contexts that begin alike, such as the questions of one MMLU subject after its worked examples, share an encoded prefix
+(`llamax.generation.prefixes`). What remains of a context, with its choices, is a tree: the context is the trunk, every
+choice a branch. The tree is laid out in one row and encoded in one forward pass; position ids count from the root and a
+mask lets a token see its ancestors only, so each branch gets the logits it would get on its own (tree attention: Miao
+et al. 2023, SpecInfer).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -15,13 +16,22 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llamax.errors import ParameterError
+from llamax.errors import ModelError, ParameterError
+from llamax.generation.attention import (
+    Past,
+    Prefix,
+    encode,
+    encode_prefix,
+    logits_of,
+    out_of_memory,
+    shared_attention,
+)
+from llamax.generation.prefixes import alike, group_by_prefix
 from llamax.progress import Progress
 
-# Contexts share a row while the row stays below this many tokens: attention within a row is quadratic.
-ROW_TOKENS = 2048
-# A forward pass over packed rows takes about this many tokens.
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 4096  # of a forward pass, about
+SCORES = 2**26  # attention scores held at once for all heads of a layer, about: 256 MB in fp32
+SPOTS = 1024  # places whose logits over the whole vocabulary are held at once
 
 Pair = tuple[list[int], list[list[int]]]
 
@@ -34,22 +44,23 @@ class Scored(NamedTuple):
 
 
 class Tree(NamedTuple):
-    """Several pairs in one row of tokens. All arrays are `[row]` but `targets`.
+    """What one pair adds to its prefix, in one row of tokens. All arrays are `[row]` but `targets`.
 
-    trunk + item 1's own context + its choices + item 2's own context + ...
+    rest of the context + choice 1 + choice 2 + ...
 
-    item: 0 in the trunk, else which pair a token belongs to.
-    branch: 0 in trunk and contexts, else which choice of the row it belongs to.
-    targets `[n, 3]`: (place whose logits predict it, token, branch) for each token to be scored.
-    keys: `(pair, choice)` of each branch, in order of branch.
+    branch: 0 in the context, else which choice a token belongs to.
+    targets `[n, 3]`: (place whose logits predict it, token, choice) for each token to be scored.
     """
 
+    pair: int
     ids: np.ndarray
     position: np.ndarray
-    item: np.ndarray
     branch: np.ndarray
     targets: np.ndarray
-    keys: list[tuple[int, int]]
+    choices: int
+
+
+OnScored = Callable[[int, list[Scored]], None]
 
 
 def choice_logprobs(
@@ -63,29 +74,36 @@ def choice_logprobs(
     """Sum of log p(token) over each choice given its context, in nats; one list per `(context, choices)` pair.
 
     Raises: ParameterError: an empty context or choice, or more tokens than the model's window.
+        ModelError: logits that are not numbers.
     """
     scored = score_choices(model, pairs, batch_size=batch_size, progress=progress)
     return [[choice.logprob for choice in choices] for choices in scored]
 
 
 def score_choices(
-    model: PreTrainedModel, pairs: list[Pair], *, batch_size: int = 32, progress: bool = False
+    model: PreTrainedModel,
+    pairs: list[Pair],
+    *,
+    batch_size: int = 32,
+    on_scored: OnScored | None = None,
+    progress: bool = False,
 ) -> list[list[Scored]]:
-    """As `choice_logprobs`, and says of each choice whether it is the greedy one."""
+    """As `choice_logprobs`, and says of each choice whether it is the greedy one.
+
+    on_scored: called with a pair's number and its choices as soon as they are scored.
+    """
     _check(pairs, model.config.max_position_embeddings)
-    scored: list[list[Scored | None]] = [[None] * len(choices) for _, choices in pairs]
-    trees = sorted((grow(group, pairs) for group in group_by_trunk(pairs)), key=lambda tree: -len(tree.ids))
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode(), Progress(len(pairs), "score", shown=progress) as bar:
-            for batch in batch_trees(trees, batch_size):
-                for tree, results in zip(batch, _score_batch(model, batch), strict=True):
-                    for (pair, choice), result in zip(tree.keys, results, strict=True):
-                        scored[pair][choice] = result
-                    bar.advance(len({pair for pair, _ in tree.keys}))
-    finally:
-        model.train(was_training)
+    scored: list[list[Scored] | None] = [None] * len(pairs)
+    with shared_attention(model), Progress(len(pairs), "score", shown=progress) as bar:
+        for members, shared in group_by_prefix([context for context, _ in pairs]):
+            prefix = encode_prefix(model, pairs[members[0]][0][:shared]) if shared else None
+            trees = sorted((grow(i, *pairs[i], shared) for i in members), key=lambda tree: -len(tree.ids))
+            for batch in batch_trees(trees, batch_size, shared, model.config.num_attention_heads):
+                for tree, found in zip(batch, _score(model, batch, prefix), strict=True):
+                    scored[tree.pair] = found
+                    if on_scored:
+                        on_scored(tree.pair, found)
+                bar.advance(len(batch))
     return scored
 
 
@@ -97,86 +115,81 @@ def _check(pairs: list[Pair], window: int) -> None:
             raise ParameterError(f"pair {number}: {tokens} tokens exceed the model's window of {window}")
 
 
-def group_by_trunk(pairs: list[Pair]) -> Iterator[list[int]]:
-    """Group pairs whose contexts share at least half of their tokens, while a group fits in `ROW_TOKENS`."""
-    order = sorted(range(len(pairs)), key=lambda i: pairs[i][0])
-    group, trunk, tokens = [], 0, 0  # `tokens` counts the trunk once per pair
-    for i in order:
-        context, choices = pairs[i]
-        own = len(context) + sum(map(len, choices))
-        if group:
-            shared = min(trunk, common_prefix(pairs[group[0]][0], context))
-            if shared * 2 >= len(context) and tokens + own - len(group) * shared <= ROW_TOKENS:
-                group.append(i)
-                trunk, tokens = shared, tokens + own
-                continue
-            yield group
-        group, trunk, tokens = [i], len(context), own
-    if group:
-        yield group
+def grow(pair: int, context: list[int], choices: list[list[int]], shared: int) -> Tree:
+    """Lay a context, without its `shared` first tokens, and its choices out as one tree."""
+    ids, position = list(context[shared:]), list(range(shared, len(context)))
+    branch, targets = [0] * len(ids), []
+    stem = len(ids) - 1  # its logits predict the first token of every choice
+    for number, choice in enumerate(choices, start=1):
+        places = [stem, *range(len(ids), len(ids) + len(choice) - 1)]
+        targets.extend(zip(places, choice, [number - 1] * len(choice), strict=True))
+        ids.extend(choice[:-1])
+        position.extend(range(len(context), len(context) + len(choice) - 1))
+        branch.extend([number] * (len(choice) - 1))
+    arrays = (np.array(x, dtype=np.int64) for x in (ids, position, branch, targets))
+    return Tree(pair, *arrays, len(choices))
 
 
-def common_prefix(a: list[int], b: list[int]) -> int:
-    """How many leading tokens two lists share."""
-    n = min(len(a), len(b))
-    unequal = np.nonzero(np.asarray(a[:n]) != np.asarray(b[:n]))[0]
-    return int(unequal[0]) if len(unequal) else n
-
-
-def grow(group: list[int], pairs: list[Pair]) -> Tree:
-    """Lay the pairs `group` out as one tree."""
-    contexts = [pairs[i][0] for i in group]
-    trunk = min(common_prefix(contexts[0], context) for context in contexts)
-    ids, position, item, branch = list(contexts[0][:trunk]), list(range(trunk)), [0] * trunk, [0] * trunk
-    targets, keys = [], []
-
-    def add(tokens: list[int], start: int, in_item: int, in_branch: int) -> None:
-        ids.extend(tokens)
-        position.extend(range(start, start + len(tokens)))
-        item.extend([in_item] * len(tokens))
-        branch.extend([in_branch] * len(tokens))
-
-    for number, i in enumerate(group, start=1):
-        context, choices = pairs[i]
-        add(context[trunk:], trunk, number, 0)
-        # The logits that predict a choice's first token: at the last token of its context.
-        stem = len(ids) - 1 if len(context) > trunk else trunk - 1
-        for j, choice in enumerate(choices):
-            keys.append((i, j))
-            places = [stem, *range(len(ids), len(ids) + len(choice) - 1)]
-            targets.extend(zip(places, choice, [len(keys)] * len(choice), strict=True))
-            add(choice[:-1], len(context), number, len(keys))
-    return Tree(*(np.array(x, dtype=np.int64) for x in (ids, position, item, branch, targets)), keys)
-
-
-def batch_trees(trees: list[Tree], batch_size: int) -> Iterator[list[Tree]]:
-    """At most `batch_size` trees at a time, longest first, and at most `BATCH_TOKENS` tokens with padding."""
+def batch_trees(trees: list[Tree], batch_size: int, shared: int, heads: int) -> Iterator[list[Tree]]:
+    """At most `batch_size` trees at a time, longest first, within `BATCH_TOKENS` and `SCORES`, with little padding."""
     start = 0
     while start < len(trees):
-        count = max(1, min(batch_size, BATCH_TOKENS // len(trees[start].ids)))
+        longest = len(trees[start].ids)
+        fit = min(BATCH_TOKENS // longest, SCORES // (heads * longest * (longest + shared)))
+        count = alike([len(tree.ids) for tree in trees[start : start + max(1, min(batch_size, fit))]])
         yield trees[start : start + count]
         start += count
 
 
-def _score_batch(model: PreTrainedModel, trees: list[Tree]) -> list[list[Scored]]:
-    hidden = _encode(model, trees)
+def _score(model: PreTrainedModel, trees: list[Tree], prefix: Prefix | None) -> list[list[Scored]]:
+    """Score a batch; where memory runs out, its halves."""
+    try:
+        return _score_batch(model, trees, prefix)
+    except (RuntimeError, MemoryError) as error:
+        if len(trees) == 1 or not out_of_memory(error):
+            raise
+    torch.cuda.empty_cache()
+    half = len(trees) // 2
+    return _score(model, trees[:half], prefix) + _score(model, trees[half:], prefix)
+
+
+def _score_batch(model: PreTrainedModel, trees: list[Tree], prefix: Prefix | None) -> list[list[Scored]]:
+    hidden = _encode(model, trees, prefix)
     row = np.repeat(np.arange(len(trees)), [len(tree.targets) for tree in trees])
-    place, token, branch = torch.from_numpy(np.concatenate([tree.targets for tree in trees])).to(hidden.device).T
-    # A stem predicts the first token of every choice: its logits are computed once.
-    spots, spot = torch.unique(torch.from_numpy(row).to(hidden.device) * hidden.shape[1] + place, return_inverse=True)
-    logprobs = torch.log_softmax(model.get_output_embeddings()(hidden.flatten(0, 1)[spots]).float(), -1)
-    value = logprobs[spot, token].double().cpu().numpy()
-    hit = (logprobs.argmax(-1)[spot] == token).cpu().numpy()
-    # Branches count from 1 in every tree; number them through.
-    first = np.cumsum([0, *(len(tree.keys) for tree in trees)])
-    index = first[row] + branch.cpu().numpy() - 1
+    place, token, choice = np.concatenate([tree.targets for tree in trees]).T
+    value, hit = _token_logprobs(model, hidden.flatten(0, 1), row * hidden.shape[1] + place, token)
+    if np.isnan(value).any():
+        pair = trees[row[np.isnan(value).argmax()]].pair
+        raise ModelError(f"pair {pair}: the model's logits are not numbers (NaN); its weights are damaged")
+    first = np.cumsum([0, *(tree.choices for tree in trees)])
+    index = first[row] + choice
     sums = np.bincount(index, weights=value, minlength=first[-1])
     misses = np.bincount(index, weights=~hit, minlength=first[-1])
     results = [Scored(float(s), m == 0) for s, m in zip(sums, misses, strict=True)]
     return [results[a:b] for a, b in pairwise(first)]
 
 
-def _encode(model: PreTrainedModel, trees: list[Tree]) -> torch.Tensor:
+def _token_logprobs(
+    model: PreTrainedModel, hidden: torch.Tensor, place: np.ndarray, token: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """log p of each `token` `[n]` by the logits at `place` `[n]` of `hidden` `[all, hidden]`, and whether it is best.
+
+    A place that predicts several tokens, as the end of a context does, has its logits computed once.
+    """
+    spots, spot = np.unique(place, return_inverse=True)
+    value, hit = np.empty(len(token)), np.empty(len(token), dtype=bool)
+    for start in range(0, len(spots), SPOTS):
+        chosen = torch.from_numpy(spots[start : start + SPOTS]).to(hidden.device)
+        logprobs = torch.log_softmax(logits_of(model, hidden[chosen]), -1)
+        inside = np.flatnonzero((spot >= start) & (spot < start + SPOTS))
+        where = torch.from_numpy(spot[inside] - start).to(hidden.device)
+        wanted = torch.from_numpy(token[inside]).to(hidden.device)
+        value[inside] = logprobs[where, wanted].double().cpu().numpy()
+        hit[inside] = (logprobs.argmax(-1)[where] == wanted).cpu().numpy()
+    return value, hit
+
+
+def _encode(model: PreTrainedModel, trees: list[Tree], prefix: Prefix | None) -> torch.Tensor:
     """Last hidden states `[batch, row, hidden]` of trees padded on the right."""
     length = max(len(tree.ids) for tree in trees)
 
@@ -184,27 +197,19 @@ def _encode(model: PreTrainedModel, trees: list[Tree]) -> torch.Tensor:
         rows = [np.pad(getattr(tree, field), (0, length - len(tree.ids))) for tree in trees]
         return torch.from_numpy(np.stack(rows)).to(model.device)
 
-    return model.get_decoder()(
-        input_ids=stack("ids"),
-        position_ids=stack("position"),
-        attention_mask=ancestors(stack("item"), stack("branch"), model.dtype),
-        use_cache=False,
-    ).last_hidden_state
+    branched = any(tree.branch.any() for tree in trees)  # without branches a causal mask does
+    mask = ancestors(stack("branch")) if branched else None
+    return encode(model, stack("ids"), stack("position"), Past(prefix), mask)
 
 
-def ancestors(item: torch.Tensor, branch: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Additive mask `[batch, 1, row, row]`: 0 where the column is the row's ancestor or itself, else the lowest number.
+def ancestors(branch: torch.Tensor) -> torch.Tensor:
+    """Mask `[batch, 1, row, row]`, True where the column is the row's ancestor or itself.
 
-    Padding on the right, whose item and branch are 0, sees the trunk and is seen by nobody before it.
+    Padding on the right, of branch 0, sees the trunk and is seen by nobody before it.
     """
-    length = item.shape[1]
-
-    def same_or_root(x: torch.Tensor) -> torch.Tensor:
-        return (x[:, None, :] == 0) | (x[:, None, :] == x[:, :, None])
-
-    seen = torch.ones(length, length, dtype=torch.bool, device=item.device).tril()
-    seen = seen & same_or_root(item) & same_or_root(branch)
-    return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+    length = branch.shape[1]
+    seen = torch.ones(length, length, dtype=torch.bool, device=branch.device).tril()
+    return (seen & ((branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])))[:, None]
 
 
 class TextLoss(NamedTuple):

@@ -1,15 +1,7 @@
-"""One rank of a training job: load, train, save. In this process (`run_job`), or started by `launch` as a module.
-
-A rank that fails leaves its own traceback in `out/ranks/`, so that the launcher need not guess which of the many
-complaints that follow one failure was the first.
-"""
+"""One rank of a training job: load, train, save. In this process (`run_job`), or started by `launch` as a module."""
 
 import json
-import os
 import sys
-import threading
-import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +19,7 @@ from llamax.training.engines import DTYPES
 from llamax.training.history import History, StepMetrics
 from llamax.training.loop import fit
 from llamax.training.lora import apply_lora, merge_lora
+from llamax.training.ranks import rank_of
 
 
 def run_job(job: Job, *, on_step: Callable[[StepMetrics], None] | None = None) -> History:
@@ -92,15 +85,12 @@ def rebuild(model: nn.Module, state: dict[str, torch.Tensor], config: TrainConfi
     return whole
 
 
-def main(job_file: str, *, parent_on_stdin: bool) -> None:
-    """Run the job as the rank that the launcher's environment names; exit status 1 and a traceback file on failure."""
-    if parent_on_stdin:
-        threading.Thread(target=_exit_with_parent, daemon=True).start()
-    rank = int(os.environ["RANK"])
-    job = Job.parse(json.loads(Path(job_file).read_text()), job_file)
-    folder = Path(job.out) / "ranks"
-    try:
-        if (world := int(os.environ["WORLD_SIZE"])) != job.train.ranks:
+def main(job_file: str) -> None:
+    """Run the job as the rank that the launcher's environment names."""
+    with rank_of(job_file) as (rank, world):
+        job = Job.parse(json.loads(Path(job_file).read_text()), job_file)
+        folder = Path(job.out) / "ranks"
+        if world != job.train.ranks:
             raise TrainingError(f"the launcher started {world} ranks, the job has ranks = {job.train.ranks}")
         if rank == 0:
             with open(folder / "steps.jsonl", "w", buffering=1) as steps:
@@ -108,20 +98,9 @@ def main(job_file: str, *, parent_on_stdin: bool) -> None:
             write_atomic(folder / "history.json", history.to_json())
         else:
             run_job(job)
-    except BaseException:
-        text = traceback.format_exc()
-        print(text, file=sys.stderr, flush=True)
-        write_atomic(folder / f"error-{rank}.json", json.dumps({"time": time.time(), "traceback": text}))
-        os._exit(1)  # not sys.exit: leaving a process group in good order can wait for ranks that are gone
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
-def _exit_with_parent() -> None:
-    """Wait on the pipe that the launching process holds open; when that process is gone, however it went, so are we."""
-    os.read(0, 1)  # not sys.stdin: a thread that holds its lock makes Python abort at exit
-    os._exit(1)
-
-
 if __name__ == "__main__":
-    main(sys.argv[1], parent_on_stdin="--parent-on-stdin" in sys.argv)
+    main(sys.argv[1])
