@@ -74,7 +74,9 @@ def requests(kind, arguments):
 
 @pytest.fixture
 def peers(tiny_model, tiny_tokenizer):
-    return Backend(tiny_model, tiny_tokenizer), HFLM(pretrained=tiny_model, tokenizer=tiny_tokenizer, batch_size=2)
+    return Backend.of(tiny_model, tiny_tokenizer, over_long="cut"), HFLM(
+        pretrained=tiny_model, tokenizer=tiny_tokenizer, batch_size=2
+    )
 
 
 PAIRS = [
@@ -280,7 +282,7 @@ def test_smol_scores_item_by_item_as_lm_evals_own_backend(shared_data, monkeypat
         pytest.skip(str(error))
     monkeypatch.setenv("LLAMAX_DATA", str(shared_data))
     tasks = {"mmlu": 40, "gsm8k": 10, "truthfulqa_mc1": 10, "truthfulqa_mc2": 10}
-    ours, theirs = run_beside(Backend(model, tokenizer), HFLM(pretrained=model, tokenizer=tokenizer), tasks)
+    ours, theirs = run_beside(Backend.of(model, tokenizer), HFLM(pretrained=model, tokenizer=tokenizer), tasks)
     pd.testing.assert_frame_equal(ours, theirs, atol=1e-4)
 
 

@@ -5,7 +5,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llamax.errors import ParameterError
+from llamax.errors import ModelError, ParameterError
+from llamax.generation import decode
 from llamax.generation.decode import generate, sample
 
 PROMPTS = [[0, *range(10, 10 + n)] for n in (3, 17, 1, 9, 30, 5, 5, 12)]
@@ -158,3 +159,105 @@ def test_a_stop_string_is_found_across_any_two_tokens(tiny_model, tiny_tokenizer
             assert stopped.finish == "stop"
             assert stopped.text == free.text.split(string)[0]
     assert found
+
+
+SHOTS = [0, *(range(20, 120)), *range(50, 150)]  # shared by enough prompts to be encoded once
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_a_shared_prefix_changes_nothing(tiny_model, tiny_tokenizer, batch_size):
+    prompts = [[*SHOTS, *prompt[1:], 7 + n] for n, prompt in enumerate(PROMPTS)]
+    answers = generate(tiny_model, tiny_tokenizer, prompts, max_new_tokens=9, batch_size=batch_size)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        expected = naive_greedy(tiny_model, prompt, 9)
+        eos = tiny_tokenizer.eos_token_id
+        assert answer.token_ids == (expected[: expected.index(eos)] if eos in expected else expected)
+
+
+def test_the_prefix_is_encoded_once(tiny_model, tiny_tokenizer, monkeypatch):
+    seen, really = [], decode.encode_prefix
+    monkeypatch.setattr(decode, "encode_prefix", lambda model, ids: seen.append(ids) or really(model, ids))
+    generate(tiny_model, tiny_tokenizer, [[*SHOTS, 7 + n] for n in range(8)], max_new_tokens=2, batch_size=3)
+    assert seen == [SHOTS]
+
+
+def test_places_are_taken_again_as_soon_as_they_are_free(tiny_model, tiny_tokenizer, monkeypatch):
+    """Twelve prompts through four places: no step is spent on fewer rows than there are prompts left for."""
+    rows, really = [], decode.encode
+    monkeypatch.setattr(
+        decode, "encode", lambda model, ids, *rest: rows.append(tuple(ids.shape)) or really(model, ids, *rest)
+    )
+    prompts = [[0, 30 + n] for n in range(12)]
+    told = {}
+    answers = generate(
+        tiny_model, tiny_tokenizer, prompts, max_new_tokens=8, temperature=1.5, stop_ids=range(256, 512), batch_size=4,
+        on_answer=lambda number, answer: told.setdefault(number, answer),
+    )  # fmt: skip
+    assert [told[number] for number in range(12)] == answers
+    lengths = [len(answer.token_ids) for answer in answers]
+    assert len(set(lengths)) > 2
+    steps = [shape for shape in rows if shape[1] == 1]
+    assert sum(shape[0] for shape in steps) < 12 * max(lengths)  # what waiting for the longest would take
+    assert all(shape[0] == 4 for shape in steps[:3])
+
+
+def test_when_memory_runs_out_the_batch_is_halved_and_nothing_is_lost(tiny_model, tiny_tokenizer, monkeypatch):
+    expected = generate(tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=10, temperature=1.0)
+    really, calls = decode.encode, []
+
+    def tight(model, ids, *rest):
+        calls.append(len(ids))
+        if len(ids) > 2 and len(calls) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return really(model, ids, *rest)
+
+    monkeypatch.setattr(decode, "encode", tight)
+    told = []
+    answers = generate(
+        tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=10, temperature=1.0, on_answer=lambda n, a: told.append(n)
+    )
+    assert answers == expected
+    assert sorted(told) == list(range(len(PROMPTS)))
+    assert max(calls) > 2
+
+
+def test_memory_that_is_too_small_for_one_row_is_an_error(tiny_model, tiny_tokenizer, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(decode, "encode", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        generate(tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=2)
+
+
+def test_a_batch_holds_no_more_than_fits(tiny_model, tiny_tokenizer, monkeypatch):
+    expected = generate(tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=10)
+    monkeypatch.setattr(decode, "tokens_that_fit", lambda model: 90)
+    sizes, really = [], decode.Room
+    monkeypatch.setattr(
+        decode, "Room", lambda model, rows, capacity: sizes.append(rows * capacity) or really(model, rows, capacity)
+    )
+    assert generate(tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=10) == expected
+    assert sizes and max(sizes) <= 90
+
+
+def test_samples_are_drawn_by_place(tiny_model, tiny_tokenizer):
+    def run(prompts, places):
+        return generate(tiny_model, tiny_tokenizer, prompts, max_new_tokens=8, temperature=1.0, places=places)
+
+    whole = run([PROMPTS[0]] * 4, None)
+    assert run([PROMPTS[0]] * 2, [3, 1]) == [whole[3], whole[1]]
+    assert whole[0] != whole[1]
+
+
+def test_logits_that_are_not_numbers_are_an_error(tiny_model, tiny_tokenizer):
+    with torch.no_grad():
+        tiny_model.model.norm.weight[3] = float("nan")
+    with pytest.raises(ModelError, match="not numbers"):
+        generate(tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=2)
+
+
+def test_a_sliding_window_is_refused(tiny_model, tiny_tokenizer):
+    tiny_model.config.sliding_window = 16
+    with pytest.raises(ModelError, match="sliding-window"):
+        generate(tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=2)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from llamax.errors import ParameterError
+from llamax.errors import ModelError, ParameterError
+from llamax.generation import score
 from llamax.generation.score import choice_logprobs, score_choices, text_loss
 
 SHARED = list(range(20, 60))
@@ -35,6 +36,53 @@ def test_equals_the_full_forward_pass(tiny_model, tiny_tokenizer, attention, bat
     for (context, choices), values in zip(PAIRS, scored, strict=True):
         for choice, value in zip(choices, values, strict=True):
             assert value == pytest.approx(naive(tiny_model, context, choice)[0], abs=1e-4)
+
+
+def test_a_shared_prefix_changes_nothing(tiny_model, monkeypatch):
+    """Long shots, short questions, choices of one token (a causal mask does) and of several (a tree)."""
+    shots = [0, *range(20, 120)]
+    pairs = [([*shots, 7 + n, 8], [[5], [6], [5 + n % 3]]) for n in range(4)]
+    pairs += [([*shots, 90 + n], [[5, 6, 7], [5, 6], [9]]) for n in range(4)]
+    prefixes, really = [], score.encode_prefix
+    monkeypatch.setattr(score, "encode_prefix", lambda model, ids: prefixes.append(ids) or really(model, ids))
+    told = {}
+    scored = score_choices(tiny_model, pairs, batch_size=3, on_scored=told.__setitem__)
+    assert prefixes == [shots]
+    assert [told[number] for number in range(8)] == scored
+    for (context, choices), values in zip(pairs, scored, strict=True):
+        for choice, value in zip(choices, values, strict=True):
+            assert value.logprob == pytest.approx(naive(tiny_model, context, choice)[0], abs=1e-4)
+
+
+def test_when_memory_runs_out_the_batch_is_halved(tiny_model, monkeypatch):
+    expected, really = score_choices(tiny_model, PAIRS), score.encode
+
+    def tight(model, ids, *rest):
+        if len(ids) > 1:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 2 GB")
+        return really(model, ids, *rest)
+
+    monkeypatch.setattr(score, "encode", tight)
+    for one, two in zip(score_choices(tiny_model, PAIRS), expected, strict=True):
+        assert [s.logprob for s in one] == pytest.approx([s.logprob for s in two], abs=1e-5)
+    monkeypatch.setattr(score, "encode", lambda *_: (_ for _ in ()).throw(RuntimeError("something else")))
+    with pytest.raises(RuntimeError, match="something else"):
+        score_choices(tiny_model, PAIRS)
+
+
+def test_logits_that_are_not_numbers_are_an_error(tiny_model):
+    with torch.no_grad():
+        tiny_model.model.norm.weight[3] = float("nan")
+    with pytest.raises(ModelError, match="pair 0: the model's logits are not numbers"):
+        score_choices(tiny_model, PAIRS[:1])
+
+
+def test_logits_are_taken_in_pieces(tiny_model, monkeypatch):
+    expected = score_choices(tiny_model, PAIRS)
+    monkeypatch.setattr(score, "SPOTS", 2)
+    for one, two in zip(score_choices(tiny_model, PAIRS), expected, strict=True):
+        assert [s.logprob for s in one] == pytest.approx([s.logprob for s in two], abs=1e-5)
+        assert [s.greedy for s in one] == [s.greedy for s in two]
 
 
 def test_greedy_is_told(tiny_model):

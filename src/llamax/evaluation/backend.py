@@ -1,7 +1,7 @@
-"""Our decoding and scoring as an `lm_eval` model: any of lm-eval's tasks can run on it."""
+"""Our engines as an `lm_eval` model: any of lm-eval's tasks can run on them."""
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from lm_eval import utils
@@ -11,29 +11,35 @@ from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normaliz
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llamax.errors import ParameterError
-from llamax.generation.decode import generate
-from llamax.generation.score import score_choices
+from llamax.evaluation.engines import Ask, Engine, How, TorchEngine
+from llamax.evaluation.window import check_window
+from llamax.generation.score import Scored
 
 MAX_NEW_TOKENS = 256  # lm-eval's own default for tasks that generate and name no number
 
 
 class Backend(TemplateLM):
-    """An lm-eval model on `llamax.generation`: contexts encoded once, whatever the number of choices or shared shots.
+    """An lm-eval model on one of our engines: contexts encoded once, whatever the number of choices or shared shots.
 
-    Encodes, cuts and stops as lm-eval's own `hf` backend does, so that item by item both give the same outcomes (fp32).
+    Encodes and stops as lm-eval's own `hf` backend does, so that item by item both give the same outcomes (fp32). Where
+    that one cuts a prompt that is longer than the model's window, this one refuses, unless told to cut as well.
     """
 
-    def __init__(
-        self,
+    def __init__(self, engine: Engine, *, over_long: Literal["error", "cut"] = "error") -> None:
+        super().__init__()
+        self.engine, self.tokenizer, self.over_long = engine, engine.tokenizer, over_long
+
+    @classmethod
+    def of(
+        cls,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        batch_size: int = 32,
-        progress: bool = False,
-    ) -> None:
-        super().__init__()
-        self.model, self.tokenizer = model, tokenizer
-        self.batch_size, self.progress = batch_size, progress
+        over_long: Literal["error", "cut"] = "error",
+        **settings: Any,
+    ) -> "Backend":
+        """On a model in this process; `settings` as those of `TorchEngine`."""
+        return cls(TorchEngine(model, tokenizer, **settings), over_long=over_long)
 
     @property
     def eot_token_id(self) -> int:
@@ -47,7 +53,7 @@ class Backend(TemplateLM):
 
     @property
     def max_length(self) -> int:
-        return self.model.config.max_position_embeddings
+        return self.engine.window
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         if add_special_tokens is None:
@@ -55,6 +61,23 @@ class Backend(TemplateLM):
             begun = has_bos_prefix(string, self.tokenizer.decode([self.prefix_token_id]))
             return self.tokenizer.encode(string, **({"add_special_tokens": False} if begun else {}))
         return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        encoded = [self._encode(request.args) for request in requests]
+        self._check(requests, [len(context) + len(choice) - 1 for _, context, choice in encoded])
+        return self._loglikelihood_tokens(encoded)
+
+    def _encode(self, texts: tuple[str, str]) -> tuple[tuple[str, str], list[int], list[int]]:
+        """Texts, context ids and continuation ids, as lm-eval splits them."""
+        if texts[0]:
+            return texts, *self._encode_pair(*texts)
+        ids = self.tok_encode(texts[1], add_special_tokens=False)
+        return texts, *((ids[:1], ids[1:]) if ids[0] == self.prefix_token_id else ([self.prefix_token_id], ids))
+
+    def _check(self, requests: list[Instance], lengths: list[int]) -> None:
+        """Raises: ModelError that names the items that need more tokens than the window has."""
+        if self.over_long == "error":
+            check_window([f"{request.task_name}/{request.doc_id}" for request in requests], lengths, self.max_length)
 
     def _loglikelihood_tokens(self, requests: list, **kwargs: Any) -> list[tuple[float, bool]]:
         """Score `(text pair, context ids, continuation ids)`; too long a context loses its beginning."""
@@ -65,12 +88,10 @@ class Backend(TemplateLM):
             choices = contexts.setdefault(tuple(context[-room:]), {})
             places.append((tuple(context[-room:]), choices.setdefault(tuple(continuation), len(choices))))
         pairs = [(list(context), [list(c) for c in choices]) for context, choices in contexts.items()]
-        scored = score_choices(self.model, pairs, batch_size=self.batch_size, progress=self.progress)
+        scored: list[list[Scored]] = [[]] * len(pairs)
+        self.engine.score(pairs, scored.__setitem__)
         by_context = dict(zip(contexts, scored, strict=True))
         return [tuple(by_context[context][place]) for context, place in places]
-
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """Log-likelihood of whole texts, in disjoint windows that each see as much context as fits."""
@@ -93,29 +114,29 @@ class Backend(TemplateLM):
         for place, request in enumerate(requests):
             groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(place)
         for places in groups.values():
-            answers = self._generate([requests[place].args[0] for place in places], requests[places[0]].args[1])
-            for place, text in zip(places, answers, strict=True):
+            for place, text in zip(places, self._generate([requests[place] for place in places]), strict=True):
                 texts[place] = text
         return texts
 
-    def _generate(self, contexts: list[str], settings: dict[str, Any]) -> list[str]:
-        settings = normalize_gen_kwargs(settings, MAX_NEW_TOKENS)
-        eos = self.tokenizer.decode([self.eot_token_id])
-        until = handle_stop_sequences(settings.get("until"), eos=eos)
+    def _generate(self, requests: list[Instance]) -> list[str]:
+        """Continue prompts that are continued alike."""
+        settings = normalize_gen_kwargs(requests[0].args[1], MAX_NEW_TOKENS)
         room = self.max_length - settings["max_gen_toks"]
         if room < 1:
             raise ParameterError(
                 f"max_gen_toks={settings['max_gen_toks']} leaves no room in a window of {self.max_length}"
             )
-        answers = generate(
-            self.model,
-            self.tokenizer,
-            [self.tok_encode(context)[-room:] for context in contexts],
+        prompts = [self.tok_encode(request.args[0]) for request in requests]
+        self._check(requests, [len(prompt) + settings["max_gen_toks"] for prompt in prompts])
+        how = How(
             max_new_tokens=settings["max_gen_toks"],
-            stop_strings=until,
+            stop_strings=tuple(
+                handle_stop_sequences(settings.get("until"), eos=self.tokenizer.decode([self.eot_token_id]))
+            ),
             temperature=settings.get("temperature", 0.0),
             top_p=settings.get("top_p", 1.0),
-            batch_size=self.batch_size,
-            progress=self.progress,
         )
-        return [answer.text for answer in answers]
+        said: dict[int, str] = {}
+        asks = [Ask(prompt[-room:], place) for place, prompt in enumerate(prompts)]
+        self.engine.say(asks, how, lambda number, answer: said.update({number: answer.text}))
+        return [said[number] for number in range(len(asks))]

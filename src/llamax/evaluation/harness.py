@@ -54,7 +54,7 @@ def evaluate_tasks(
     Raises: ParameterError: an unknown task. DataError: no data and no network.
     """
     parts = [part for name, limit in tasks.items() for part in prepare(name, limit, shots, max_new_tokens, seed)]
-    respond(Backend(model, tokenizer, batch_size=batch_size, progress=progress), parts)
+    respond(Backend.of(model, tokenizer, batch_size=batch_size, progress=progress), parts)
     rows = [row for part in parts for row in outcomes(part)]
     table = pd.DataFrame(rows, columns=["item", "task", "metric", "outcome", "cluster"])
     table.attrs["protocol"] = {name: protocol(name, shots, max_new_tokens) for name in tasks}

@@ -117,7 +117,7 @@ def attend(
     key, value = past.extend(module.layer_idx, key, value)
     if past.prefix is None:
         found = _grouped(query, key, value, attention_mask, scaling)
-    elif query.shape[2] == 1:
+    elif query.shape[2] == 1 and attention_mask is not None:
         found = _next_token(query, *past.prefix.layers[module.layer_idx], key, value, attention_mask, scaling)
     else:
         found = _after_prefix(query, *past.prefix.layers[module.layer_idx], key, value, attention_mask, scaling)
@@ -211,7 +211,7 @@ def encode(
     past: Past,
     mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Last hidden states `[rows, tokens, hidden]` of `ids` at `position`, both `[rows, tokens]`; in `shared_attention`."""
+    """Last hidden states `[rows, tokens, hidden]` of `ids` at `position` `[rows, tokens]`; in `shared_attention`."""
     decoder = model.get_decoder()
     return decoder(
         input_ids=ids, position_ids=position, attention_mask=mask, use_cache=False, past=past

@@ -165,7 +165,7 @@ def _score_batch(model: PreTrainedModel, trees: list[Tree], prefix: Prefix | Non
     index = first[row] + choice
     sums = np.bincount(index, weights=value, minlength=first[-1])
     misses = np.bincount(index, weights=~hit, minlength=first[-1])
-    results = [Scored(float(s), m == 0) for s, m in zip(sums, misses, strict=True)]
+    results = [Scored(float(s), bool(m == 0)) for s, m in zip(sums, misses, strict=True)]
     return [results[a:b] for a, b in pairwise(first)]
 
 
