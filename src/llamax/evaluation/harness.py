@@ -96,7 +96,7 @@ def load_tasks(name: str, shots: int, max_new_tokens: int) -> dict[str, Task]:
             continue
         config = dict(load_yaml(index[task_name].yaml_path, resolve_func=True))
         config.pop("tag", None)
-        config["custom_dataset"] = dataset_loader(config)
+        config["custom_dataset"] = dataset_loader(config["dataset_path"], config.get("dataset_name"))
         if config.get("num_fewshot") != 0:  # a task that says 0 has its examples in its prompt
             config["num_fewshot"] = shots
         if config["output_type"] == "generate_until":
