@@ -268,7 +268,7 @@ def _check_choices(row: dict[str, Any], where: str) -> None:
 
 
 def agieval(folder: Path, splits: dict[str, Split], _: str | None) -> DatasetDict:
-    """AGIEval's JSON lines in the columns of `hails/agieval-*`: query (AGIEval's own zero-shot prompt), choices, gold."""
+    """AGIEval's JSON lines in the columns of `hails/agieval-*`: query (AGIEval's zero-shot prompt), choices, gold."""
     described = splits["test"]
     file = folder / described.local
     _present(file, file, described.sha256)
