@@ -137,7 +137,7 @@ def find(name: str) -> Benchmark:
         return Benchmark(name, files, source.extras)
     file = next((file for file in _our_files() if file.stem == name), None)
     if file is None:
-        near = difflib.get_close_matches(name, names(), n=1)
+        near = difflib.get_close_matches(name, names(), n=1, cutoff=0.8)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ParameterError(f"unknown benchmark {name!r}: {hint}valid are {', '.join(names())}")
     return Benchmark(name, (file,), Extras.parse(_our_definition(file).get("metadata") or {}, f"{file.name}, metadata"))

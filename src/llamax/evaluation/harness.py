@@ -4,6 +4,7 @@
 requests (lm-eval's `Instance`s), `respond` or anything else fills in `request.resps`, `outcomes` scores a part.
 """
 
+import contextlib
 import logging
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from jinja2 import TemplateError
 from lm_eval.api.instance import Instance
 from lm_eval.api.samplers import FirstNSampler
 from lm_eval.api.task import ConfigurableTask, Task
@@ -134,7 +136,8 @@ def _task(config: dict[str, Any], data: Any) -> Task:
     text = config["doc_to_text"]
     if isinstance(text, str) and "{" in text:
         ready["doc_to_text"] = _prompt(text, name, config.get("doc_to_choice") is not None)
-    task = ConfigurableTask(config=ready)
+    with _clear_errors(f"{name}/0", definitions.documents(config, data)[0]):  # the task tries its templates on it
+        task = ConfigurableTask(config=ready)
     task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
     shots = task.config.num_fewshot
     if shots > (pool := len(task.sampler.df) if hasattr(task, "sampler") else 0):
@@ -193,10 +196,22 @@ def build_requests(task: Task, items: list[int], samples: int = 1) -> list[Insta
             if drawn:
                 task.sampler.sample(n=shots, eval_doc=docs[item] if same_split else None)
             continue
-        prompt = task.fewshot_context(docs[item], num_fewshot=shots)
-        for sample in range(samples):
-            requests += _requests(task, docs[item], prompt, item, sample)
+        with _clear_errors(f"{task.config.task}/{item}", docs[item]):
+            prompt = task.fewshot_context(docs[item], num_fewshot=shots)
+            for sample in range(samples):
+                requests += _requests(task, docs[item], prompt, item, sample)
     return requests
+
+
+@contextlib.contextmanager
+def _clear_errors(name: str, doc: dict[str, Any]) -> Iterator[None]:
+    """Say which item (its id is `name`) a template of the definition fails on."""
+    try:
+        yield
+    except TemplateError as error:
+        raise ParameterError(f"{name}: a template of its definition: {error}; items have {', '.join(doc)}") from None
+    except (ValueError, SyntaxError) as error:
+        raise DataError(f"{name}: no right answer, or no options ({error})") from None
 
 
 def _requests(task: Task, doc: dict[str, Any], prompt: str, item: int, sample: int) -> list[Instance]:
@@ -215,11 +230,7 @@ def _check_answer(task: Task, doc: dict[str, Any], item: str) -> None:
     """Raise `DataError` if an item's right answer is none of its options, which lm-eval would count as a miss."""
     if task.config.process_results is not None:
         return  # it says by itself what is right
-    choices = task.doc_to_choice(doc)
-    try:
-        right = task.doc_to_target(doc)
-    except ValueError as error:
-        raise DataError(f"{item}: no right answer ({error})") from None
+    choices, right = task.doc_to_choice(doc), task.doc_to_target(doc)
     for answer in right if isinstance(right, list) else [right]:
         if not (answer in choices if isinstance(answer, str) else 0 <= answer < len(choices)):
             raise DataError(f"{item}: its right answer {answer!r} is none of the {len(choices)} options")
