@@ -55,7 +55,8 @@ class Result:
 
     `ok`: by itself, with exit status 0. `failed`: an exception, another exit status, a signal. `timeout`: out of wall
     or CPU time. `memory`: out of memory. `denied`: it failed or was ended after something was refused; `denied` says
-    what. `detail` is one line of why it is not ok. `seconds` of wall time; `memory` the most bytes held at once.
+    what. `detail` is one line of why it is not ok. `seconds` of wall time, `cpu` seconds of CPU time (of the program that
+    was started and those it waited for), `memory` the most bytes held at once.
     """
 
     status: Status
@@ -64,6 +65,7 @@ class Result:
     detail: str = ""
     denied: tuple[str, ...] = ()
     seconds: float = 0.0
+    cpu: float = 0.0
     memory: int = 0
 
 
@@ -135,7 +137,7 @@ def _result(outcome: dict[str, Any], out: bytes, err: bytes, limits: Limits) -> 
     if outcome["killed"] in ("output", "disk"):
         status, denied = "denied", (*denied, detail)
     texts = (text.decode(errors="replace") for text in (out, err))
-    return Result(status, *texts, detail, denied, outcome["seconds"], outcome["peak"])
+    return Result(status, *texts, detail, denied, outcome["seconds"], outcome.get("cpu", 0.0), outcome["peak"])
 
 
 def _ending(outcome: dict[str, Any], limits: Limits, out_of_memory: bool) -> tuple[Status, str]:

@@ -36,9 +36,7 @@ def restrict(readable: Iterable[str], writable: Iterable[str], devices: Iterable
     handled = (1 << RIGHTS.get(known, 16)) - 1
     fields = [handled] + [NET] * (known >= 4) + [SCOPES] * (known >= 6)
     attributes = struct.pack(f"{len(fields)}Q", *fields)
-    ruleset = kernel.syscall(
-        "landlock", attributes, len(attributes), 0, number=kernel.LANDLOCK_CREATE_RULESET
-    )
+    ruleset = kernel.syscall("landlock", attributes, len(attributes), 0, number=kernel.LANDLOCK_CREATE_RULESET)
     for paths, rights in ((readable, READ), (writable, OWN), (devices, READ_FILE | WRITE_FILE)):
         for path in paths:
             _grant(ruleset, path, rights & handled)
