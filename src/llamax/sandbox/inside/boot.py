@@ -8,9 +8,10 @@ import os
 import sys
 
 PROGRAM, NOTES = 3, 4  # file descriptors
-READ = {"open": 1, "os.listdir": 1, "os.scandir": 1, "subprocess.Popen": 1, "os.exec": 1, "os.posix_spawn": 1, "os.chdir": 1, "os.remove": 1,
-        "os.rmdir": 1, "os.mkdir": 1, "os.truncate": 1, "os.chmod": 1, "os.chown": 1, "os.utime": 1, "os.rename": 2,
-        "os.link": 2, "os.symlink": 2}  # how many of an event's first arguments are paths # fmt: skip
+ONE = """open os.listdir os.scandir os.chdir os.mkdir os.rmdir os.remove os.truncate os.chmod os.chown os.utime os.exec
+    os.posix_spawn subprocess.Popen"""  # events whose first argument is a path
+TWO = "os.rename os.link os.symlink"  # events whose first two are
+READ = dict.fromkeys(ONE.split(), 1) | dict.fromkeys(TWO.split(), 2)
 
 
 def run(allowed: tuple[str, ...], script: str = "program.py") -> None:
@@ -20,7 +21,7 @@ def run(allowed: tuple[str, ...], script: str = "program.py") -> None:
     os.environ.clear()
     notes = NOTES
     separator, up = "/", ".."
-    fspath, write, getcwd = os.fspath, os.write, os.getcwd
+    fspath, write = os.fspath, os.write
 
     def listen(event: str, arguments: tuple) -> None:
         if event == "os.system":  # there is no shell

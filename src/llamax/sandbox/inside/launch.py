@@ -8,13 +8,14 @@
 It is started with two pipes, says how the program ended on one, and kills everything when the other closes.
 """
 
+import _signal as signal  # what the modules signal and socket wrap: those cost more than all else here together
+import _socket as socket
+import array
 import fcntl
 import marshal
 import os
 import resource
 import select
-import signal
-import socket
 import sys
 import time
 
@@ -55,7 +56,7 @@ def launch(order: dict, control: int) -> dict:
             _unshare()
     else:
         kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
-    ours, theirs = socket.socketpair()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     notes, notes_in = os.pipe()
     started = time.monotonic()
     first = os.fork()
@@ -115,7 +116,7 @@ def _unshare() -> None:
             file.write(text)
 
 
-def _first(order: dict, link: socket.socket, notes: int) -> None:
+def _first(order: dict, link: "socket.socket", notes: int) -> None:
     """The first process inside: make the tree, start the program, wait for it, say how it ended. Never returns."""
     try:
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -145,12 +146,12 @@ def _first(order: dict, link: socket.socket, notes: int) -> None:
         os._exit(1)
 
 
-def _program(order: dict, link: socket.socket, notes: int) -> None:
+def _program(order: dict, link: "socket.socket", notes: int) -> None:
     """Give up every right, then become the program's Python. Never returns."""
     try:
         os.setsid()
         os.chdir(order["box"])
-        _place_descriptors(order, link, notes)
+        link = _place_descriptors(order, link, notes)
         _set_limits(order)
         _drop_rights(order)
         kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
@@ -163,7 +164,8 @@ def _program(order: dict, link: socket.socket, notes: int) -> None:
         if "seccomp" in order["mechanisms"]:
             with _named("seccomp"):
                 listener = seccomp.install(own_files=own, own_processes=own)
-        socket.send_fds(link, [marshal.dumps({"started": True})], [] if listener is None else [listener])
+        handles = array.array("i", [] if listener is None else [listener])
+        link.sendmsg([marshal.dumps({})], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, handles)] if handles else [])
         os.execve(order["python"], [order["python"], "-P", "-s", "-S", "-B", "-c", order["code"]], order["environment"])
     except Failed as error:
         link.send(marshal.dumps({"mechanism": error.args[0], "error": error.args[1]}))
@@ -173,7 +175,7 @@ def _program(order: dict, link: socket.socket, notes: int) -> None:
         os._exit(1)
 
 
-def _place_descriptors(order: dict, link: socket.socket, notes: int) -> None:
+def _place_descriptors(order: dict, link: "socket.socket", notes: int) -> "socket.socket":
     """0, 1, 2 as they are, 3 the program, 4 the notes, from 5 on the channels, last the link, which the exec closes."""
     wanted = [order["program"], notes, *order["channels"], link.detach()]
     high = [fcntl.fcntl(handle, fcntl.F_DUPFD, 64) for handle in wanted]
@@ -182,7 +184,7 @@ def _place_descriptors(order: dict, link: socket.socket, notes: int) -> None:
     last = 2 + len(wanted)
     os.closerange(last + 1, os.sysconf("SC_OPEN_MAX"))
     os.set_inheritable(last, False)
-    link.__init__(fileno=last)
+    return socket.socket(fileno=last)
 
 
 def _set_limits(order: dict) -> None:
@@ -227,7 +229,7 @@ def _drop_rights(order: dict) -> None:
 class Watch:
     """What the launcher sees of the program while it runs."""
 
-    def __init__(self, order: dict, control: int, first: int, link: socket.socket, notes: int):
+    def __init__(self, order: dict, control: int, first: int, link: "socket.socket", notes: int):
         self.order, self.control, self.first, self.link, self.notes = order, control, first, link, notes
         self.listener: seccomp.Listener | None = None
         self.refused: list[str] = []
@@ -271,13 +273,14 @@ class Watch:
             self._hear_from_inside(poll)
 
     def _hear_from_inside(self, poll: select.poll) -> None:
-        data, handles, _, _ = socket.recv_fds(self.link, 4096, 1)
+        data, extra, _, _ = self.link.recvmsg(4096, socket.CMSG_SPACE(4))
         if not data:
             self.said.setdefault("error", "the first process is gone")
             self.said.setdefault("mechanism", "")
             return
         self.said |= marshal.loads(data)
-        for handle in handles:
+        for _, _, packed in extra:
+            (handle,) = array.array("i", packed)
             self.listener = seccomp.Listener(handle)
             poll.register(handle, select.POLLIN)
 
@@ -361,7 +364,7 @@ def _kill(first: int, own_processes: bool) -> None:
 
 
 def _end(pid: int) -> None:
-    try:
+    try:  # noqa: SIM105 - contextlib costs a millisecond
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
