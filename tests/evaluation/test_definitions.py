@@ -4,7 +4,6 @@ import importlib
 import json
 import re
 import string
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,11 +11,9 @@ from hypothesis import strategies as st
 
 pytest.importorskip("lm_eval")
 
-import lm_eval.tasks
+from beside_lm_eval import check_against_lm_eval
 from little_benchmarks import little_card, write_lines
 from lm_eval.api.metrics import exact_match_hf_evaluate
-from lm_eval.api.task import ConfigurableTask
-from lm_eval.tasks._yaml_loader import load_yaml
 
 from llamax.errors import DataError, ParameterError
 from llamax.evaluation import benchmarks, definitions
@@ -64,22 +61,6 @@ def test_usual_shots_and_those_that_a_definition_fixes():
 # -- beside lm-eval itself --------------------------------------------------------------------------------------------
 
 
-def lm_evals_requests(file: str, shots: int | None, items: int) -> dict[int, list[tuple]]:
-    """Arguments of the requests that lm-eval makes of its own definition on one rank, its data served by us."""
-    config = dict(load_yaml(Path(lm_eval.tasks.__file__).parent / file, resolve_func="humaneval" not in file))
-    if "humaneval" in file:
-        config |= {"metric_list": [{"metric": "bypass"}], "filter_list": None}
-    config |= {} if shots is None else {"num_fewshot": shots}
-    data = benchmarks.load(config["dataset_path"], config.get("dataset_name"))
-    task = ConfigurableTask(config=config | {"custom_dataset": lambda **_: data})
-    task.set_fewshot_seed(seed=1234)
-    task.build_all_requests(limit=items)
-    made = {}
-    for request in task.instances:
-        made.setdefault(request.doc_id, []).append(request.args)
-    return made
-
-
 LITTLE = [
     ("mmlu_anatomy", "mmlu/default/mmlu_anatomy.yaml", 5),
     ("gsm8k", "gsm8k/gsm8k.yaml", None),
@@ -90,66 +71,11 @@ LITTLE = [
     ("humaneval", "humaneval/humaneval.yaml", None),
     ("gre_like", "agieval/aqua-rat.yaml", None),
 ]
-REAL = [
-    *LITTLE[1:],
-    *((f"{n}_proxy", f"agieval/{n.replace('_', '-')}.yaml", None) for n in ("sat_math", "sat_en", "lsat_lr")),
-]
-
-
-def check_against_lm_eval(name, file, shots, items):
-    task_name = next(iter(resolved(find(name), Settings())))
-    tasks, _ = load_tasks(find(name), Settings())
-    from llamax.evaluation.harness import build_requests
-
-    ours = {}
-    for request in build_requests(tasks[task_name], list(range(items))):
-        ours.setdefault(request.doc_id, []).append(request.args)
-    theirs = lm_evals_requests(file, shots, items)
-    assert list(ours) == list(theirs) == list(range(items))
-    for number, requests in theirs.items():
-        assert [prompt for prompt, _ in ours[number]] == [prompt for prompt, _ in requests]
-        for (_, made), (_, wanted) in zip(ours[number], requests, strict=True):
-            if isinstance(wanted, dict):  # generation settings: the same, with the defaults spelled out
-                wanted = {"temperature": 0.0, "max_gen_toks": 256} | wanted
-            assert made == wanted
 
 
 @pytest.mark.parametrize(("name", "file", "shots"), LITTLE)
 def test_requests_are_those_of_lm_eval(local_data, name, file, shots):
     check_against_lm_eval(name, file, shots, 2)
-
-
-@pytest.mark.parametrize(("name", "file", "shots"), REAL)
-def test_requests_of_the_real_data_are_those_of_lm_eval(shared_data, monkeypatch, name, file, shots):
-    monkeypatch.setenv("LLAMAX_DATA", str(shared_data))
-    check_against_lm_eval(name, file, shots, 12)
-
-
-@pytest.mark.parametrize(
-    ("name", "file"),
-    [
-        ("mmlu", "mmlu/default/mmlu_professional_law.yaml"),
-        ("ap_like", "mmlu/default/mmlu_high_school_us_history.yaml"),
-        ("cmmlu", "cmmlu/cmmlu_chinese_history.yaml"),
-    ],
-)
-def test_requests_of_a_real_subject_are_those_of_lm_eval(shared_data, monkeypatch, name, file):
-    monkeypatch.setenv("LLAMAX_DATA", str(shared_data))
-    theirs = lm_evals_requests(file, 5, 6)
-    parts = {part.task.config.task: part for part in prepare(name)} if name == "ap_like" else {}
-    part = parts.get(Path(file).stem) or subject_of(name, Path(file).stem)
-    ours = {}
-    for request in part.requests:
-        ours.setdefault(request.doc_id, []).append(request.args)
-    assert {number: ours[number] for number in theirs} == theirs
-
-
-def subject_of(name, task):
-    """A part with the first six items of one subject of a large benchmark."""
-    from llamax.evaluation.harness import Part, build_requests
-
-    tasks, prompts = load_tasks(find(name), Settings())
-    return Part(find(name), tasks[task], build_requests(tasks[task], list(range(6))), Settings(), 0, prompts)
 
 
 def test_our_tasks_leave_lm_evals_index_alone_and_import_no_metric_from_the_hub():
@@ -295,32 +221,6 @@ def test_a_subject_that_lost_an_item_is_an_error_of_the_whole(local_data):
     for call in (lambda: prepare("mmlu_two", 2), lambda: questions("mmlu_two")):
         with pytest.raises(DataError, match="mmlu_two: has 9 items, should be 10"):
             call()
-
-
-COUNTS = {"mmlu": 14042, "gsm8k": 1319, "gsm8k_cot": 1319, "humaneval": 164, "nq_open": 3610, "truthfulqa_mc1": 817}
-COUNTS |= {"truthfulqa_mc2": 817, "leetcode": 228, "gre_like": 254, "sat_math_proxy": 220, "sat_en_proxy": 206}
-COUNTS |= {"lsat_ar_proxy": 230, "lsat_lr_proxy": 510, "lsat_rc_proxy": 269, "ap_like": 3150, "cmmlu": 11582}
-COUNTS |= {"jmmlu": 7097}
-
-
-def test_every_benchmark_has_a_known_number_of_items():
-    assert set(COUNTS) == {name for name in names() if not name.startswith("mmmlu_")}
-
-
-@pytest.mark.parametrize("name", COUNTS)
-def test_the_real_benchmarks_are_whole_and_their_questions_have_the_items_ids(shared_data, monkeypatch, name):
-    monkeypatch.setenv("LLAMAX_DATA", str(shared_data))
-    asked = questions(name)
-    assert len(asked) == len({question.item for question in asked}) == COUNTS[name]
-    assert all(question.text.strip() for question in asked)
-    parts = prepare(name, 3)
-    items = {f"{request.task_name}/{request.doc_id}" for part in parts for request in part.requests}
-    assert items <= {question.item for question in asked}
-    text = {question.item: question.text for question in asked}
-    for part in parts:
-        for request in part.requests:
-            assert text[f"{request.task_name}/{request.doc_id}"].strip() in request.args[0]
-    assert measured(parts)[0].total == COUNTS[name]
 
 
 # -- a benchmark of one's own -----------------------------------------------------------------------------------------

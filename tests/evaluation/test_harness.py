@@ -259,6 +259,15 @@ def test_leetcode_continues_the_starter_code(local_data, judge):
     assert judge[0][1][0] == "class Solution:\n    def f(self) -> int:\n        return 1\n"
 
 
+def test_the_real_judge_runs_the_tests(local_data):
+    (part,) = prepare("humaneval")
+    right = {0: "    return 0\n", 1: "    return None\n", 2: "    return 2 +\n"}
+    assert list(scores(answer(part, lambda request: right[request.doc_id])).values()) == [1, 0, 0]
+    (part,) = prepare("leetcode")
+    got = scores(answer(part, lambda request: f"        return {request.doc_id * 2}\n"))
+    assert list(got.values()) == [1, 0]
+
+
 # -- what a score means -----------------------------------------------------------------------------------------------
 
 
