@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from pydantic import Field
@@ -34,6 +34,8 @@ class Split(Config):
 
     local: str = ""  # path under LLAMAX_DATA, of a file or a folder
     items: int = Field(gt=0)
+    hub_items: int | None = Field(default=None, gt=0)  # where the local copy is not the hub's whole split
+    repeats: int | None = Field(default=0, ge=0)  # rows that the original has twice, null: nobody counted
     sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$")  # of the file, or `content_hash` of the folder
 
 
@@ -46,6 +48,11 @@ class Card(Config):
     hub: str = ""
     hub_config: str = ""
     format: str  # as in `llamax.data.formats`; "benchmark": read by the evaluation, not as conversations; "world"
+    columns: dict[str, Literal["text", "texts", "number", "any"]] = Field(
+        {}, description="of a benchmark's rows, in order"
+    )
+    header: bool = True  # whether CSV files begin with the names of their columns
+    id: str = ""  # the column that names an item, each once
     splits: dict[str, Split]
 
 
