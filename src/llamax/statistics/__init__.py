@@ -15,18 +15,40 @@ from llamax.statistics.estimates import (
     paired_difference,
     wilson,
 )
+from llamax.statistics.power import (
+    Needed,
+    SamplingParts,
+    mcnemar_gain,
+    mcnemar_items,
+    mcnemar_power,
+    minimum_detectable_gain,
+    needed,
+    one_sided_p,
+    required_items,
+    sampling_parts,
+)
 from llamax.statistics.significance import exact_mcnemar, holm
 
 __all__ = [
     "Combined",
     "Difference",
     "Estimate",
+    "Needed",
+    "SamplingParts",
     "combine",
     "combine_strata",
     "exact_mcnemar",
     "holm",
+    "mcnemar_gain",
+    "mcnemar_items",
+    "mcnemar_power",
     "mean",
+    "minimum_detectable_gain",
+    "needed",
+    "one_sided_p",
     "paired_bootstrap",
     "paired_difference",
+    "required_items",
+    "sampling_parts",
     "wilson",
 ]
