@@ -40,7 +40,8 @@ class Items(NamedTuple):
 class Pairs(NamedTuple):
     """Two systems on the same items, in the order of the first.
 
-    Ids [items], two arrays of outcomes [items, samples], clusters [items]. Where a system has more answers to some items than to others, its outcomes are their means [items, 1].
+    Ids [items], two arrays of outcomes [items, samples], clusters [items]. Where a system has more answers to some
+    items than to others, its outcomes are their means [items, 1].
     `only`: how many items each of the two had for itself, which were left out.
     """
 
@@ -159,8 +160,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
             for cells in reader:
                 place = f"line {reader.line_num}"
                 if len(cells) != len(header) and cells:
-                    found = f"has {len(cells)} cells, the header has {len(header)}"
-                    yield place, RowError("", found, "as many; is the line torn?")
+                    found = f"has {len(cells)} of the header's {len(header)} cells"
+                    yield place, RowError("", found, "one for each column; is the line torn?")
                 elif cells:
                     yield place, dict(zip(header, cells, strict=True))
         except csv.Error as error:

@@ -71,7 +71,9 @@ def compare_outcomes(
     scale = 100.0 if in_points else 1.0
     bootstrap = paired_bootstrap(b, a, clusters)
     values = [a.mean(), b.mean(), found.value, plain.standard_error, found.standard_error]
-    gain = minimum_detectable_gain(found.standard_error, count - 1, margin=margin / scale)
+    # Outcomes that never differ, or always by the same, tell no spread: then nothing can be said of what would show.
+    error = found.standard_error or math.nan
+    gain = minimum_detectable_gain(error, count - 1, margin=margin / scale)
     only_a, only_b, mcnemar = _discordant(a, b)
     return PairedComparison(
         "points" if in_points else "units",
@@ -153,9 +155,13 @@ def as_table(found: PairedComparison, names: tuple[str, str], cluster: str | Non
 def conclusion(found: PairedComparison) -> str:
     """What the comparison shows, in a plain sentence or two."""
     value = _number(found, abs(found.difference))
+    units = "clusters" if found.clusters < found.n else "items"
     interval = f"95% interval {_number(found, found.low, '+')} to {_number(found, found.high, '+')}"
-    if found.standard_error == 0 and found.difference == 0:
-        said = f"A and B have the same outcome, cluster by cluster, on all {found.n} items."
+    if found.standard_error == 0:
+        said = (
+            f"B − A is {_number(found, found.difference, '+')} {found.unit} on every one of {found.clusters} {units}:"
+        )
+        said += " without spread there is no interval, and what could be detected is not known."
     elif found.low > 0 or found.high < 0:
         said = f"B is {'better' if found.low > 0 else 'worse'} than A by {value} {found.unit} ({interval})."
     else:
@@ -171,11 +177,13 @@ def conclusion(found: PairedComparison) -> str:
         p_value = _p(found.margin_p) if found.margin_p < 1e-4 else f"= {_p(found.margin_p)}"
         said += f" A gain of more than {_amount(found, found.margin)} {shown} (one-sided p {p_value})."
     if found.clusters < FEW_CLUSTERS:
-        said += f" With {found.clusters} clusters the standard error is itself a rough guess."
+        said += f" With {found.clusters} {units} the standard error is itself a rough guess."
     return said
 
 
 def _number(found: PairedComparison, value: float, sign: str = "") -> str:
+    if math.isnan(value):
+        return "unknown"
     return format(value, f"{sign}.2f" if found.unit == "points" else f"{sign}.4g").replace("-", "−")
 
 
