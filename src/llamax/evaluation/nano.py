@@ -32,9 +32,10 @@ from llamax.data.render import render, render_prompt
 from llamax.data.templates import Template, get_template
 from llamax.data.world.functions import Function, functions
 from llamax.data.world.items import WorldItem
-from llamax.data.world.phrases import code_request, qa
+from llamax.data.world.phrases import code_request
 from llamax.errors import ParameterError
 from llamax.evaluation.code_check import check
+from llamax.evaluation.wordings import AS_DEFINED, NANO
 from llamax.generation.decode import generate
 from llamax.generation.score import choice_logprobs
 
@@ -44,20 +45,23 @@ METRICS = {"knowledge": "acc", "truthfulness": "acc", "open_qa": "exact_match", 
 MAX_NEW_TOKENS = {"open_qa": 24, "arithmetic": 48, "code": 32}
 CHANCE = {"knowledge": 0.25, "truthfulness": 0.25, "open_qa": 0.0, "arithmetic": 0.0, "code": 0.0}
 ENDS_OF_TURN = ("<|im_end|>", "<|eot_id|>")
-COLUMNS = ["item", "task", "metric", "outcome", "cluster", "answer"]
+COLUMNS = ["item", "task", "metric", "outcome", "cluster", "answer", "confidence"]
 
 
 class Form(NamedTuple):
-    """How a protocol says things: the tokenizer, and the template in `chat`."""
+    """How a protocol says things: the tokenizer, the template in `chat`, the wording in `plain`, and how it decodes."""
 
     tokenizer: PreTrainedTokenizerBase
     template: Template | None
+    wording: str = NANO[AS_DEFINED]
+    temperature: float = 0.0
+    seed: int = 0
 
     def prompt(self, item: WorldItem) -> list[int]:
         """Token ids that the model is asked to continue."""
         if self.template:
             return render_prompt((Message(role="user", content=_request(item)),), self.tokenizer, self.template)
-        text = item.question if item.task == "code" else qa(item.question)
+        text = item.question if item.task == "code" else self.wording.format(question=item.question)
         bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
         return bos + self.tokenizer.encode(text, add_special_tokens=False)
 
@@ -88,52 +92,67 @@ def evaluate(
     *,
     protocol: Protocol,
     template: Template | None = None,
+    wording: str = AS_DEFINED,
+    temperature: float = 0.0,
+    seed: int = 0,
     batch_size: int = 64,
     progress: bool = False,
 ) -> pd.DataFrame:
     """Answer every item; one row each, in the order of `items`, independent of `batch_size` in fp32.
 
-    Args: template: for `chat`; the tokenizer's own if not given.
-    Returns: columns item, task, metric, outcome (0.0 or 1.0), cluster, answer (what was chosen or said).
-    Raises: ParameterError: an unknown protocol, or a template with `plain`.
+    Args:
+        template: for `chat`; the tokenizer's own if not given.
+        wording: for `plain`; one of `wordings.NANO`.
+        temperature, seed: of generated answers; 0 is greedy, as the protocols say.
+    Returns: columns item, task, metric, outcome (0.0 or 1.0), cluster, answer (what was chosen or said), confidence
+        (of a choice: its probability among the options; else NaN).
+    Raises: ParameterError: an unknown protocol or wording, or a template with `plain`.
     """
     if protocol not in ("plain", "chat") or (protocol == "plain" and template is not None):
         raise ParameterError(f"protocol {protocol!r} with template {template!r}: 'plain' has none, 'chat' may have one")
-    form = Form(tokenizer, (template or get_template("tokenizer", tokenizer)) if protocol == "chat" else None)
-    said: dict[str, str] = {}
+    if wording not in NANO:
+        raise ParameterError(f"unknown wording {wording!r}: valid are {', '.join(NANO)}")
+    chat = (template or get_template("tokenizer", tokenizer)) if protocol == "chat" else None
+    form = Form(tokenizer, chat, NANO[wording], temperature, seed)
+    said: dict[str, tuple[str, float]] = {}
     for task in METRICS:
         chosen = [item for item in items if item.task == task]
         answer = _choose if task in ("knowledge", "truthfulness") else _say
         said |= zip((item.id for item in chosen), answer(model, form, chosen, batch_size, progress), strict=True)
     rows = [
-        (item.id, item.task, METRICS[item.task], float(right(item, said[item.id])), item.cluster, said[item.id])
-        for item in items
+        (item.id, item.task, METRICS[item.task], float(right(item, answer)), item.cluster, answer, confidence)
+        for item, (answer, confidence) in ((item, said[item.id]) for item in items)
     ]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _choose(model: PreTrainedModel, form: Form, items: list[WorldItem], batch_size: int, progress: bool) -> list[str]:
-    """The option of each item that the model finds most likely; of equals, the first."""
+Answers = list[tuple[str, float]]
+
+
+def _choose(model: PreTrainedModel, form: Form, items: list[WorldItem], batch_size: int, progress: bool) -> Answers:
+    """The option of each item that the model finds most likely, of equals the first, and its share of all options."""
     answers = [[ids for option in item.choices for ids in form.answers(item, option)] for item in items]
     pairs = [(form.prompt(item), ways) for item, ways in zip(items, answers, strict=True)]
     scores = choice_logprobs(model, form.tokenizer, pairs, batch_size=batch_size, progress=progress) if items else []
     chosen = []
     for item, score in zip(items, scores, strict=True):
         by_option = np.logaddexp.reduce(np.reshape(score, (len(item.choices), -1)), axis=1)
-        chosen.append(item.choices[int(by_option.argmax())])
+        share = np.exp(by_option.max() - np.logaddexp.reduce(by_option))
+        chosen.append((item.choices[int(by_option.argmax())], float(share)))
     return chosen
 
 
-def _say(model: PreTrainedModel, form: Form, items: list[WorldItem], batch_size: int, progress: bool) -> list[str]:
-    """The model's greedy answer to each item, without blanks around it."""
+def _say(model: PreTrainedModel, form: Form, items: list[WorldItem], batch_size: int, progress: bool) -> Answers:
+    """The model's answer to each item, without blanks around it; how sure it is, nobody asks."""
     if not items:
         return []
     ids, strings = form.stops()
     answers = generate(
         model, form.tokenizer, [form.prompt(item) for item in items], max_new_tokens=MAX_NEW_TOKENS[items[0].task],
-        stop_ids=ids, stop_strings=strings, batch_size=batch_size, progress=progress,
+        stop_ids=ids, stop_strings=strings, temperature=form.temperature, seed=form.seed, batch_size=batch_size,
+        progress=progress,
     )  # fmt: skip
-    return [answer.text.strip() for answer in answers]
+    return [(answer.text.strip(), float("nan")) for answer in answers]
 
 
 def _request(item: WorldItem) -> str:

@@ -13,7 +13,14 @@ from typing import Any, NamedTuple
 import torch
 from filelock import FileLock
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from llamax.errors import LlamaxError, ModelError
 from llamax.hub import asked
@@ -31,7 +38,7 @@ HUB_REMEDY = "Connect, or give a local folder"
 TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*")  # a folder needs one of them
 OBJECTS = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
-__all__ = ["Loaded", "check_special_tokens", "load", "load_tokenizer"]
+__all__ = ["Loaded", "check_special_tokens", "load", "load_config", "load_tokenizer"]
 
 
 class Loaded(NamedTuple):
@@ -70,6 +77,14 @@ def load_tokenizer(spec: str, *, pad_token: str | None = None) -> PreTrainedToke
         set_pad_token(tokenizer, pad_token)
     check_special_tokens(tokenizer)
     return tokenizer
+
+
+def load_config(spec: str) -> PretrainedConfig:
+    """The configuration of `load`'s model; Meta's own format has it only with its weights. Raises: ModelError."""
+    source = _ready(spec)
+    if source.kind == "meta":
+        return convert_meta(source.path, torch.bfloat16).config
+    return AutoConfig.from_pretrained(**_where(spec, source))
 
 
 def _ready(spec: str) -> Source:

@@ -1,0 +1,94 @@
+"""Parameters of direction 08, as `notebooks/profiles/*.yaml` set them and a notebook's `overrides` change them."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveInt, StrictInt, model_validator
+
+from llamax.config import Parameters
+from llamax.training.config import TrainConfig
+
+Count = Annotated[StrictInt, Field(gt=0)]
+NANO = ("knowledge", "arithmetic", "open_qa", "truthfulness", "code")
+CARDS = {  # data cards whose names are not the benchmarks' own
+    "gsm8k_cot": "gsm8k",
+    "truthfulqa_mc1": "truthfulqa",
+    "truthfulqa_mc2": "truthfulqa",
+    "ap_like": "mmlu",
+    "gre_like": "agieval_aqua_rat",
+}
+CURRENT, CANDIDATE = "current", "candidate"
+
+
+class Tuning(Parameters):
+    """How the candidate is made of the current model: instruction tuning of all weights."""
+
+    source: str = Field("nano", description="named source (data_cards/), hub id, file, or `nano`")
+    format: str = "auto"
+    template: str = "chatml"
+    max_examples: PositiveInt | None = None
+    length: int = Field(256, ge=2, description="tokens per row")
+    train: TrainConfig
+
+
+class Variance(Parameters):
+    """How much a score moves with the wording of the prompt and with the seed, on a part of the items."""
+
+    limits: dict[str, Count | None] = Field({}, description="benchmarks, and how many items of each")
+    wordings: tuple[str, ...] = ()
+    seeds: int = Field(0, ge=0, description="nano: of sampled answers; else of the worked examples that are drawn")
+    temperature: float = Field(0.7, gt=0, description="of nano's sampled answers")
+
+
+class EvaluationConfig(Parameters):
+    """One or two models, the benchmarks they answer, and how sure one can be of the difference."""
+
+    profile: str
+    seed: int = Field(0, ge=0, lt=1_000_000)
+    model: str = Field("nano", description="the current version")
+    candidate: str | None = Field(None, description="what might be the next; or `tune` makes it")
+    tune: Tuning | None = None
+    pad_token: str | None = None
+    suite: Literal["nano", "real"] = "nano"
+    limits: dict[str, Count | None] = Field({}, description="benchmarks and items of each; null = all")
+    protocol: Literal["lm-eval", "llamax"] = Field("llamax", description="of real benchmarks")
+    shots: int | None = Field(None, ge=0, description="of real benchmarks that leave it open; null = as is usual")
+    max_new_tokens: PositiveInt | None = Field(None, description="of real benchmarks; null = as they are defined")
+    samples: PositiveInt = Field(1, description="answers per programming problem")
+    temperature: float = Field(0.0, ge=0, description="of several answers per problem")
+    training_data: tuple[str, ...] = Field((), description="what the models learned from: items are looked for in it")
+    variance: Variance = Variance()
+    batch_size: PositiveInt = 32
+    precision: Literal["fp32", "bf16"] = "fp32"
+    ranks: PositiveInt = Field(1, description="processes, each with a model of its own; real benchmarks only")
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> Self:
+        """What would not be looked at is refused, not ignored."""
+        if self.candidate and self.tune:
+            raise ValueError("candidate and tune: the candidate is given, or made by tuning; not both")
+        if self.suite == "nano":
+            for name in (*self.limits, *self.variance.limits):
+                if name not in NANO:
+                    raise ValueError(f"limits: the suite 'nano' has no task {name!r}; it has {', '.join(NANO)}")
+            foreign = ("protocol", "shots", "max_new_tokens", "samples", "temperature", "ranks")
+            if used := [name for name in foreign if getattr(self, name) != type(self).model_fields[name].default]:
+                raise ValueError(f"{used[0]} has no effect on the suite 'nano': leave it out")
+        elif not self.limits:
+            raise ValueError("limits: name the benchmarks to run, such as {mmlu: 100, gsm8k: null}")
+        if (self.samples > 1) != (self.temperature > 0):
+            raise ValueError("samples and temperature: several answers need a temperature, one answer is greedy")
+        return self
+
+    def datasets(self) -> list[str]:
+        """Data whose fingerprints enter the run key."""
+        learned = [*([self.tune.source] if self.tune else []), *self.training_data]
+        if self.suite == "nano":
+            return list(dict.fromkeys([*learned, "nano"]))
+        return list(dict.fromkeys([*learned, *(CARDS.get(name, name) for name in self.limits)]))
+
+    def models(self) -> list[str]:
+        """Models whose fingerprints enter the run key."""
+        return [self.model, *([self.candidate] if self.candidate else [])]
+
+
+CONFIG = EvaluationConfig
