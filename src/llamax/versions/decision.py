@@ -16,6 +16,7 @@ items, because which are dropped must not decide; on the clean ones, because a g
 A gain that is looked at again after more items were asked has had two chances: the verdict keeps what came before.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -133,7 +134,7 @@ def check_clusters(name: str, after: Outcomes, before: Outcomes) -> None:
     differ = np.flatnonzero(after.clusters != before.clusters)
     if len(differ):
         at = differ[0]
-        clusters = f"candidate {after.clusters[at]!r}, current {before.clusters[at]!r}"
+        clusters = f"candidate {str(after.clusters[at])!r}, current {str(before.clusters[at])!r}"
         raise GateError(f"{name}: clusters of item {after.items[at]!r} differ: {clusters}")
 
 
@@ -177,7 +178,7 @@ def compare(name: str, after: Outcomes, before: Outcomes, keep: np.ndarray, rule
     found = paired_difference(new, old, clusters)
     margin = rule.gain / 100
     error = planning_error(found.standard_error, found.n, margin)
-    detectable = minimum_detectable_gain(error, count - 1, level=rule.level, power=rule.power)
+    detectable = error * errors_shown(count - 1, rule.level, rule.power)
     return Comparison(
         items=found.n,
         clusters=count,
@@ -193,6 +194,12 @@ def compare(name: str, after: Outcomes, before: Outcomes, keep: np.ndarray, rule
         detectable=100 * detectable,
         passes_at=100 * max(detectable, margin + float(stats.norm.ppf(rule.power)) * error),
     )
+
+
+@functools.cache
+def errors_shown(freedom: int, level: float, power: float) -> float:
+    """How many standard errors a true gain has to measure for the test of "gain <= 0" to show it with this power."""
+    return minimum_detectable_gain(1.0, freedom, level=level, power=power)
 
 
 def p_at_least(value: float, error: float, items: int, freedom: int, margin: float) -> float:
@@ -274,8 +281,7 @@ def sampling(
     if min(new.shape[1], old.shape[1]) < 2 or found.standard_error == 0:
         return None, f"{shows}; {only}, and these do not tell how much of the variance that is"
     parts = sampling_parts(new, old, clusters)
-    power = {"level": wanted["level"], "power": wanted["power"]}
-    limit = 100 * minimum_detectable_gain(parts.floor, found.clusters - 1, **power)
+    limit = 100 * parts.floor * errors_shown(found.clusters - 1, wanted["level"], wanted["power"])
     k = needed(parts, **wanted).samples
     if k is None:
         return None, f"{shows}; {only}: endless ones would show {limit:.1f} points"

@@ -56,7 +56,7 @@ def gate(
         check_order(version, *parties, store)
     benchmarks = weigh(new, old, required, rules.rule)
     votes = read_human(human, *parties) if human else None
-    position = read_position(scores) if scores else None
+    position = read_position(scores, parties[0]) if scores else None
     answer = decide(benchmarks)
     lacking = missing(rules, version, benchmarks, votes, position) if not rehearsal and answer == "accept" else ()
     made = provenance()
@@ -113,9 +113,11 @@ def read_human(path: Path, candidate: Party, current: Party) -> Human:
     return votes
 
 
-def read_position(path: Path) -> Position:
-    """Where a file of scores stands on the ladder. Raises: GateError: no reference scores of its protocol."""
+def read_position(path: Path, candidate: Party) -> Position:
+    """Where a file of scores stands. Raises: GateError: another model's, or no reference scores of its protocol."""
     scores = read_file(path, Scores, "scores")
+    if scores.model not in (candidate.model, f"{candidate.run}:{candidate.model}"):
+        raise GateError(f"{path}: the scores are of {scores.model!r}, the candidate is {candidate.model!r}")
     among = matching(scores)
     if among is None:
         raise GateError(
@@ -190,7 +192,9 @@ def _short_of(one: Evidence) -> str:
     more = f"needs {one.needs.more:,} more items"
     if one.needs.exist:
         return more
-    return f"{more} or {one.needs.samples:,} samples per problem" if one.needs.samples else f"{more}, which do not exist"
+    return (
+        f"{more} or {one.needs.samples:,} samples per problem" if one.needs.samples else f"{more}, which do not exist"
+    )
 
 
 def _is_nano(side: Side) -> bool:

@@ -6,7 +6,7 @@ the prompt. So a score is placed among those of its own protocol, or not at all.
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field
@@ -15,6 +15,7 @@ from llamax.config import Config
 from llamax.errors import GateError
 from llamax.versions.ladder import Rung, ladder
 
+Unit = Literal["percent", "fraction"]
 PER_UNIT = {"percent": 1.0, "fraction": 100.0}
 """Points in one unit of a score."""
 
@@ -28,7 +29,7 @@ class Scores(Config):
     model: str
     protocol: str
     scores: dict[str, float] = Field(min_length=1)
-    unit: str = "percent"
+    unit: Unit = "percent"
     settings: dict[str, str] = Field(default_factory=dict)
     source: str = ""
 
@@ -42,7 +43,7 @@ class ReferenceSet(Config):
 
     name: str
     protocol: str
-    unit: str
+    unit: Unit
     source: str
     seen: str
     settings: dict[str, str] = Field(default_factory=dict)
