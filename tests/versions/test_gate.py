@@ -82,6 +82,10 @@ class TestAnswers:
         found = gate(*pair(GOOD | dict.fromkeys(TYPE_B, 0.05)), version="3.6.0")
         assert [one.benchmark for one in found.benchmarks] == [*TYPE_A, *TYPE_B]
 
+    def test_each_benchmark_has_its_own_protocol(self, record):
+        of = {"mmlu": {"protocol": "llamax"}}
+        assert gate(record({"new": tables()}, of=of), record({"old": tables(which=1)}, of=of)).answer == "accept"
+
     def test_benchmarks_that_are_not_required_decide_nothing(self, pair):
         assert gate(*pair(GOOD | {"gsm8k_cot": -0.1})).answer == "accept"
 
@@ -182,7 +186,7 @@ class TestRefuses:
 
     def test_a_run_of_two_protocols(self, record):
         mixed = record({"new": tables()}, of={"gsm8k": {"protocol": "nano"}})
-        with pytest.raises(GateError, match=r"mixes protocols .*gsm8k nano.*: a verdict stands on one"):
+        with pytest.raises(GateError, match=r"mixes protocols .*gsm8k nano.*: nano tasks are gated by themselves"):
             gate(mixed, record({"old": tables(which=1)}))
 
     def test_a_stale_record(self, home, pair):
@@ -287,8 +291,10 @@ class TestRelease:
     @pytest.mark.parametrize(
         ("changes", "lacks"),
         [
-            ({"low": 0.5}, "people who prefer it (win rate 60% [50%, 65%]; the interval has to lie above 50%)"),
+            ({"low": 0.5}, "people who prefer it (win rate 60% [50%, 65%]; it has to lie above 50%)"),
             ({"win_rate": 0.4, "low": 0.3, "high": 0.45}, "people who prefer it (win rate 40% [30%, 45%]"),
+            ({"low": None, "high": None, "p_value": None}, "people who prefer it (win rate 60% no interval"),
+            ({"votes": 299, "votes_planned": 300}, "a finished human evaluation (299 of 300 planned votes)"),
             ({"raters": 1}, "a human evaluation by 2 people or more, not 1"),
         ],
     )
@@ -308,7 +314,7 @@ class TestRelease:
             ({"current": "new"}, GateError, "current is 'new', the gate's is 'old'"),
             ({"win_rate": 0.9}, ParameterError, "win_rate 0.9 should lie in its interval, 0.55 to 0.65"),
             ({"raters": 0}, ParameterError, "parameter 'raters' = 0"),
-            ({"p_value": None}, ParameterError, "parameter 'p_value'"),
+            ({"prompts": None}, ParameterError, "parameter 'prompts'"),
         ],
     )
     def test_a_human_evaluation_of_other_models_or_without_sense_is_refused(self, pair, human, changes, error, says):
@@ -317,7 +323,7 @@ class TestRelease:
         assert says in str(found.value)
 
     def test_more_in_the_analysis_than_the_gate_needs_is_fine(self, pair, human):
-        found = gate(*pair(GOOD), version="3.0.1", human=human(alpha=0.4))
+        found = gate(*pair(GOOD), version="3.0.1", human=human(alpha=0.4, votes=300, votes_planned=300))
         assert found.state == "released"
 
     def test_without_a_contamination_check_nothing_is_released(self, pair, human):

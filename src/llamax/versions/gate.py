@@ -141,14 +141,21 @@ def missing(
         lacks.append(f"scores comparable with {rung.baseline}'s (--scores)")
     elif rung and not step.met:
         lacks.append(f"{step.target - step.mean:.1f} points on average ({step.requirement}, {position.protocol})")
+    return (*lacks, *_human_lacks(votes, rules.rule))
+
+
+def _human_lacks(votes: Human | None, rule: Rule) -> list[str]:
+    """What a human evaluation lacks, if anything."""
     if votes is None:
-        lacks.append("a human evaluation (--human)")
-    elif votes.raters < rules.rule.raters:
-        lacks.append(f"a human evaluation by {rules.rule.raters} people or more, not {votes.raters}")
-    elif not votes.low > rules.rule.human:
-        shown = f"{votes.win_rate:.0%} [{votes.low:.0%}, {votes.high:.0%}]"
-        lacks.append(f"people who prefer it (win rate {shown}; the interval has to lie above {rules.rule.human:.0%})")
-    return tuple(lacks)
+        return ["a human evaluation (--human)"]
+    if votes.raters < rule.raters:
+        return [f"a human evaluation by {rule.raters} people or more, not {votes.raters}"]
+    if votes.votes is not None and votes.votes < (votes.votes_planned or 0):
+        return [f"a finished human evaluation ({votes.votes} of {votes.votes_planned} planned votes)"]
+    if votes.low is None or not votes.low > rule.human:
+        span = "no interval" if votes.low is None else f"[{votes.low:.0%}, {votes.high:.0%}]"
+        return [f"people who prefer it (win rate {votes.win_rate:.0%} {span}; it has to lie above {rule.human:.0%})"]
+    return []
 
 
 def statement(rule: Rule, benchmarks: tuple[Evidence, ...]) -> str:
@@ -199,11 +206,11 @@ def _short_of(one: Evidence) -> str:
 
 def _is_nano(side: Side) -> bool:
     """Whether a model was measured in the small world. Raises: GateError: there and elsewhere in one run."""
-    protocols = {one.protocol for one in side.measured.values()}
-    if len(protocols) > 1:
+    nano = {one.protocol == "nano" for one in side.measured.values()}
+    if len(nano) > 1:
         listed = ", ".join(f"{name} {one.protocol}" for name, one in side.measured.items())
-        raise GateError(f"{side.name} mixes protocols ({listed}): a verdict stands on one")
-    return protocols == {"nano"}
+        raise GateError(f"{side.name} mixes protocols ({listed}): nano tasks are gated by themselves")
+    return nano == {True}
 
 
 def _why(side: Side, required: tuple[Benchmark, ...]) -> str:

@@ -190,10 +190,9 @@ def verdict_text(verdict: Verdict) -> str:
     """A verdict as `llamax gate` prints it: a table, what open benchmarks need, and one sentence."""
     new, old = verdict.candidate, verdict.current
     head = [f"candidate  {new.run}:{new.model}", f"current    {old.run}:{old.model}"]
-    one = verdict.benchmarks[0]
-    head.append(
-        f"protocol   {one.candidate.protocol}, {one.candidate.precision}{', REHEARSAL' if verdict.rehearsal else ''}"
-    )
+    said = [one.candidate for one in verdict.benchmarks]
+    ways = [*dict.fromkeys(one.protocol for one in said), *dict.fromkeys(one.precision for one in said)]
+    head.append(f"measured   {', '.join(ways)}{', REHEARSAL' if verdict.rehearsal else ''}")
     columns = ("benchmark", "items", "current", "candidate", "gain", "± s.e.", "95% interval")
     rows = [(*columns, "p(gain≤0)", f"p(gain≤{verdict.rule.gain:g})", "shows", "")]
     for evidence in verdict.benchmarks:

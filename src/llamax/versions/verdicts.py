@@ -38,22 +38,27 @@ class Party(Config):
 
 
 class Human(Config):
-    """A human evaluation's outcome: `win_rate` of the candidate, ties counted half, with its 95% interval."""
+    """A human evaluation's outcome, as `llamax human-eval analyse` writes it: `win_rate` of the candidate, ties counted
+    half, with its 95% interval for new prompts and raters; None where that is unknown. `votes_planned`: as many as the
+    study was planned for; one that is cut short when it looks good is no test.
+    """
 
     model_config = ConfigDict(extra="ignore")  # the analysis says more than the gate needs
 
     candidate: str
     current: str
     win_rate: float = Field(ge=0, le=1)
-    low: float
-    high: float
-    p_value: float = Field(ge=0, le=1)
+    low: float | None
+    high: float | None
+    p_value: float | None
     prompts: int = Field(ge=1)
     raters: int = Field(ge=1)
+    votes: int | None = None
+    votes_planned: int | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> "Human":
-        if not self.low <= self.win_rate <= self.high:
+        if None not in (self.low, self.high) and not self.low <= self.win_rate <= self.high:
             raise ValueError(f"win_rate {self.win_rate} should lie in its interval, {self.low} to {self.high}")
         return self
 
