@@ -157,6 +157,65 @@ def compare(
     print(comparison.as_table(found, pairs.names, cluster))
 
 
+@app.command()
+def gate(
+    candidate: Annotated[str, typer.Argument(help="direction/run of an evaluation, or direction/run:model")],
+    against: Annotated[str, typer.Option(help="the current version's, likewise")],
+    version: Annotated[str | None, typer.Option(help="which version it would be, such as 3.0.1")] = None,
+    human: Annotated[Path | None, typer.Option(help="analysis of a human evaluation (JSON)")] = None,
+    scores: Annotated[Path | None, typer.Option(help="its scores under a reference protocol (YAML)")] = None,
+    rehearse: Annotated[bool, typer.Option("--rehearse", help="allow parts of benchmarks; no version moves")] = False,
+    json: Annotated[bool, typer.Option("--json", help="the verdict as JSON")] = False,
+) -> None:
+    """Decide whether a candidate is better than the current version on every required benchmark.
+
+    Exit status: 0 accept; 1 reject or undecided (`answer` in the JSON says which); 2 refused, with the reason.
+    """
+    from llamax.runs import Store, records
+    from llamax.versions import gate as gates
+    from llamax.versions import show, verdicts
+
+    store = Store()
+    verdict = gates.gate(
+        candidate, against, version=version, rehearse=rehearse, human=human, scores=scores, store=store
+    )
+    verdict = verdicts.write(verdict, store)
+    print(verdict.model_dump_json(indent=1) if json else show.verdict_text(verdict))
+    print(f"written: {records.shown(verdicts.folder(store) / verdict.name / verdicts.NAME)}", file=sys.stderr)
+    if verdict.answer != "accept":
+        raise typer.Exit(1)
+
+
+@app.command()
+def versions(
+    gap: Annotated[str | None, typer.Option(help="a run, or a YAML file of scores: where is it on the ladder?")] = None,
+    under: Annotated[str | None, typer.Option(help="with --gap: name of the reference scores")] = None,
+    references: Annotated[Path | None, typer.Option(help="with --gap: a YAML file of more reference scores")] = None,
+    scores: Annotated[bool, typer.Option("--scores", help="quote all reference scores with their sources")] = False,
+    json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
+) -> None:
+    """Show the ladder from 3.0.0 to 4.0.0 and how far verdicts have carried it, or where scores stand on it."""
+    from json import dumps
+
+    from llamax.runs import Store
+    from llamax.versions import references as quoted
+    from llamax.versions import show
+
+    if (under or references) and gap is None:
+        raise ParameterError("--under and --references say what to place --gap's scores among: give --gap as well")
+    if gap is not None:
+        found, position = show.gap(gap, Store(), under=under, file=references)
+        values = {"scores": found.model_dump(), "position": position and position.model_dump()}
+        text = "" if json else show.gap_text(found, position)
+    elif scores:
+        values = [one.model_dump() for one in quoted.references()]
+        text = show.references_text()
+    else:
+        values = [row._asdict() for row in show.standings(Store())]
+        text = show.ladder_text(Store())
+    print(dumps(values, indent=1) if json else text)
+
+
 @paper.command("build")
 def paper_build(
     version: Annotated[str, typer.Argument(help="a folder of papers/, such as 3.0.1")],

@@ -45,5 +45,9 @@ class PaperError(LlamaxError):
     """A paper that says something its results do not."""
 
 
+class GateError(LlamaxError):
+    """Two runs that cannot be compared fairly, scores of two protocols, a verdict that was edited."""
+
+
 class DiskFullError(LlamaxError):
     """No space left while writing; what was there before is untouched."""

@@ -4,12 +4,13 @@ The outcomes themselves are rows of the run's `items.parquet` (`ITEM_COLUMNS`): 
 item and sample.
 """
 
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt
 
 from llamax.config import Config
+from llamax.errors import ParameterError
 from llamax.files import sha256_json
 
 Protocol = Literal["lm-eval", "llamax", "nano"]
@@ -19,7 +20,7 @@ ITEM_COLUMNS = ["model", "benchmark", "metric", "item", "sample", "outcome", "cl
 """`sample` counts answers to the same item from 0; `cluster`: what items share (MMLU: the subject; else the item)."""
 
 NOTE = "measured"
-"""Name of the record's note: a list of `Measured` as mappings."""
+"""Name of the record's note: model (as in the items) -> list of `Measured` as mappings; see `note` and `read_note`."""
 
 
 class Measured(Config):
@@ -44,3 +45,28 @@ class Measured(Config):
 def item_set(items: Iterable[str]) -> str:
     """Hash of a set of item ids, whatever their order."""
     return sha256_json(sorted(set(items)))
+
+
+def note(measured: Mapping[str, Iterable[Measured]]) -> dict[str, list[dict[str, Any]]]:
+    """What `run.note(NOTE, ...)` is given: of each model, how each of its benchmarks was run."""
+    return {model: [one.model_dump(mode="json") for one in several] for model, several in measured.items()}
+
+
+def read_note(value: Any, where: str) -> dict[str, dict[str, Measured]]:
+    """`note` read back: model -> benchmark -> how it was run. `where` names the record.
+
+    Raises: ParameterError: not such a mapping, a field that is wrong, or a benchmark listed twice.
+    """
+    if not isinstance(value, dict) or not all(isinstance(several, list) for several in value.values()):
+        raise ParameterError(
+            f"{where}: the note {NOTE!r} should map each model to a list, found {type(value).__name__}"
+        )
+    found: dict[str, dict[str, Measured]] = {}
+    for model, several in value.items():
+        found[model] = {}
+        for number, values in enumerate(several):
+            one = Measured.parse(values, f"{where}, note {NOTE!r}, {model}, entry {number}")
+            if one.benchmark in found[model]:
+                raise ParameterError(f"{where}: the note {NOTE!r} lists {one.benchmark} of {model} twice")
+            found[model][one.benchmark] = one
+    return found
