@@ -1,0 +1,25 @@
+"""Which test items a training set holds, and what a score is without them.
+
+Measured, item by item: common 13-grams, common 8-grams, and whether the data holds the whole question, in the tokens of
+`tokens`. An item's text is its question and the options that the benchmark's prompt shows (MMLU: question and four
+options; HumanEval: the prompt; GSM8K, NQ-open, TruthfulQA: the question), without worked examples and answers.
+"""
+
+from llamax.evaluation.contamination.documents import Document, Documents, documents
+from llamax.evaluation.contamination.index import Index, Item, Scan
+from llamax.evaluation.contamination.report import Report, as_json, check, read_report, summary, write
+
+__all__ = [
+    "Document",
+    "Documents",
+    "Index",
+    "Item",
+    "Report",
+    "Scan",
+    "as_json",
+    "check",
+    "documents",
+    "read_report",
+    "summary",
+    "write",
+]
