@@ -38,7 +38,7 @@ def questions(name: str) -> list[Question]:
 
 
 def _options(doc: dict[str, Any], prompt: str) -> str:
-    """The options of an item, one a line, where they are columns (`choices`, or A, B, ...) and the prompt shows them."""
+    """The options of an item, one a line: columns (`choices`, or A, B, ...) that the prompt shows; else none."""
     choices = doc.get("choices") or [doc[letter] for letter in LETTERS if letter in doc]
     return "\n".join(map(str, choices)) if all(str(choice) in prompt for choice in choices) else ""
 

@@ -5,11 +5,23 @@ Measured, item by item: common 13-grams, common 8-grams, and whether the data ho
 options; HumanEval: the prompt; GSM8K, NQ-open, TruthfulQA: the question), without worked examples and answers.
 """
 
+from llamax.evaluation.contamination.clean import (
+    RULES,
+    CleanSubset,
+    clean_scores,
+    clean_subset,
+    decontaminate,
+    flagged,
+    rows_to_remove,
+)
 from llamax.evaluation.contamination.documents import Document, Documents, documents
 from llamax.evaluation.contamination.index import Index, Item, Scan
+from llamax.evaluation.contamination.items import benchmark_items, benchmark_names
 from llamax.evaluation.contamination.report import Report, as_json, check, read_report, summary, write
 
 __all__ = [
+    "RULES",
+    "CleanSubset",
     "Document",
     "Documents",
     "Index",
@@ -17,9 +29,16 @@ __all__ = [
     "Report",
     "Scan",
     "as_json",
+    "benchmark_items",
+    "benchmark_names",
     "check",
+    "clean_scores",
+    "clean_subset",
+    "decontaminate",
     "documents",
+    "flagged",
     "read_report",
+    "rows_to_remove",
     "summary",
     "write",
 ]

@@ -31,7 +31,8 @@ class Report(NamedTuple):
     items: one row per test item, in the order of the benchmarks: benchmark, item, tokens (of its text),
         question_tokens, ngrams_8 and hits_8 (its 8-grams and how many of them the data has), ngrams_13, hits_13,
         question (whether the data has the question whole), unspaced (share of its tokens that are single characters of
-        a script without blanks), rows (the first few rows of the data that have something of it).
+        a script without blanks), rows (the first few rows of the data that have a 13-gram of it or the question, then
+        those that have an 8-gram).
     rows: every row of the data that shares something with an item: row, ngram_13, ngram_8, question.
     """
 
@@ -104,7 +105,8 @@ def item_table(scan: Scan) -> pd.DataFrame:
     columns["question"] = scan.first_question != UNSEEN
     columns["unspaced"] = [_unspaced_share(item.text) for item in index.items]
     pairs.append(np.stack([asked, scan.first_question[asked]], axis=1))
-    columns["rows"] = _first_rows(np.concatenate(pairs), count)
+    weak, strong = pairs[0], np.concatenate(pairs[1:])  # 8-grams; 13-grams and whole questions
+    columns["rows"] = _first_rows((strong, weak), count)
     return pd.DataFrame(columns)
 
 
@@ -115,12 +117,13 @@ def _unspaced_share(text: str) -> float:
     return sum(map(unspaced, tokens)) / max(1, len(tokens))
 
 
-def _first_rows(pairs: np.ndarray, count: int) -> list[list[int]]:
-    """The smallest few row numbers of each item, from (item, row) pairs."""
+def _first_rows(kinds: Iterable[np.ndarray], count: int) -> list[list[int]]:
+    """The smallest few row numbers of each item, from (item, row) pairs: those of the first kind before the others."""
     found: list[list[int]] = [[] for _ in range(count)]
-    for item, row in np.unique(pairs, axis=0).tolist():
-        if len(found[item]) < SHOWN_ROWS:
-            found[item].append(row)
+    for pairs in kinds:
+        for item, row in np.unique(pairs, axis=0).tolist():
+            if len(found[item]) < SHOWN_ROWS and row not in found[item]:
+                found[item].append(row)
     return found
 
 
@@ -183,15 +186,22 @@ def write(report: Report, folder: Path | str) -> Path:
     Raises: DataError: the folder holds something else already. DiskFullError.
     """
     folder = Path(folder)
-    others = sorted(path.name for path in folder.iterdir() if path.name not in FILES) if folder.is_dir() else []
-    if others or folder.is_file():
-        raise DataError(f"{folder}: holds {others[0] if others else 'a file'}, not a report; name another folder")
+    check_free(folder, FILES)
     content = json.dumps({key: value for key, value in as_json(report).items() if key != "items"}, indent=1)
     with atomic_folder(folder) as work, clear_disk_errors(folder):
         (work / FILES[0]).write_text(content + "\n")
         report.items.to_parquet(work / FILES[1], index=False)
         report.rows.to_parquet(work / FILES[2], index=False)
     return folder
+
+
+def check_free(folder: Path, names: Sequence[str]) -> None:
+    """Raise `DataError` where `folder` is a file, or holds others than those that are to be written."""
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} is a file; name a folder")
+    others = sorted({path.name for path in folder.iterdir()} - set(names)) if folder.is_dir() else []
+    if others:
+        raise DataError(f"{folder}: holds {others[0]} too, which would be lost; name another folder")
 
 
 def read_report(folder: Path | str) -> Report:
