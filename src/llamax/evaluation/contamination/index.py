@@ -5,8 +5,9 @@ only what it shares with the items is kept: for each n-gram of the items the fir
 candidates, and every candidate is compared token by token, so a collision of hashes is never a hit.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from itertools import repeat
+from itertools import count, repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -52,7 +53,7 @@ class Index:
 
     def __init__(self, items: Sequence[Item]):
         self.items = _distinct(items)
-        self.vocabulary: dict[str, int] = {}  # ids from 1; 0 is any other token and the gap between texts
+        self.vocabulary = defaultdict(count(1).__next__)  # 0 is any other token and the gap between texts
         texts = [self._learn(item.text) for item in items]
         questions = [self._learn(item.question) for item in items]
         self.lengths = np.array([len(text) for text in texts])
@@ -68,7 +69,7 @@ class Index:
 
     def _learn(self, text: str) -> list[int]:
         """Token ids of a text, new tokens added to the vocabulary."""
-        return [self.vocabulary.setdefault(token, len(self.vocabulary) + 1) for token in tokenize(text)]
+        return list(map(self.vocabulary.__getitem__, tokenize(text)))
 
     def _hashed(self) -> tuple[np.ndarray, list[Grams]]:
         """A random number for each token, and the n-grams: drawn again until no two of them have the same hash."""
@@ -86,13 +87,14 @@ class Index:
 
     def _questions(self, questions: list[list[int]]) -> dict[int, dict[int, dict[bytes, list[int]]]]:
         """Item numbers by the hash of the question's beginning, then its length, then its tokens."""
+        long = [number for number, question in enumerate(questions) if len(question) >= SHORTEST]
+        ids = np.array([questions[number][:SHORTEST] for number in long], np.int32).reshape(-1)
+        anchors = hash_windows(ids, np.arange(0, len(ids), SHORTEST), SHORTEST, self.weights)
         found: dict[int, dict[int, dict[bytes, list[int]]]] = {}
-        for number, question in enumerate(questions):
-            if len(question) >= SHORTEST:
-                ids = np.array(question, np.int32)
-                anchor = int(hash_windows(ids, np.zeros(1, np.int64), SHORTEST, self.weights)[0])
-                of_length = found.setdefault(anchor, {}).setdefault(len(ids), {})
-                of_length.setdefault(ids.tobytes(), []).append(number)
+        for number, anchor in zip(long, anchors.tolist(), strict=True):
+            question = np.array(questions[number], np.int32)
+            of_length = found.setdefault(anchor, {}).setdefault(len(question), {})
+            of_length.setdefault(question.tobytes(), []).append(number)
         return found
 
 

@@ -12,6 +12,7 @@ translation, 2.4 in its Japanese and 4.2 in its Thai: there 13-grams stand for 7
 import re
 import unicodedata
 from functools import cache
+from itertools import chain
 
 ASCII = re.compile("[a-z0-9]+")
 SPACELESS = (
@@ -50,7 +51,7 @@ def _unicode_token() -> re.Pattern:
 def _marks() -> list[tuple[int, int]]:
     """Ranges of the code points of Unicode's categories M*: first and last of each."""
     ranges: list[tuple[int, int]] = []
-    for code in range(0x300, 0xE01F0):
+    for code in chain(range(0x300, 0x20000), range(0xE0100, 0xE01F0)):  # between them lie only Chinese characters
         if unicodedata.category(chr(code)).startswith("M"):
             if ranges and ranges[-1][1] == code - 1:
                 ranges[-1] = (ranges[-1][0], code)
