@@ -15,6 +15,8 @@ from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 from typer.testing import CliRunner
 
 from llamax import cli
+from llamax.data.sources import rows
+from llamax.data.world.items import test_items
 from llamax.errors import DataError, ParameterError
 from llamax.evaluation.contamination import (
     Document,
@@ -39,6 +41,7 @@ from llamax.evaluation.contamination import index as index_module
 from llamax.evaluation.contamination.clean import detectable_difference
 from llamax.evaluation.contamination.report import item_table, row_table, run
 from llamax.evaluation.contamination.tokens import tokenize, unspaced
+from llamax.evaluation.questions import Question, _options
 
 runner = CliRunner()
 LONG = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
@@ -111,6 +114,7 @@ def by_hand(items, texts):
 
 
 sentence = st.lists(st.sampled_from("ab"), max_size=40).map(" ".join)  # two words, so that overlaps abound
+long_text = st.lists(st.sampled_from("ab"), min_size=60, max_size=150).map(" ".join)
 small_items = st.lists(st.tuples(sentence, sentence), min_size=1, max_size=5).map(
     lambda pairs: [item(text, question, str(n)) for n, (text, question) in enumerate(pairs)]
 )
@@ -128,7 +132,7 @@ class TestFinding:
             assert bool(noted) == any(hit)
             assert set(noted) <= set(touched)
 
-    @given(small_items, st.lists(sentence, max_size=6), st.integers(1, 60), st.randoms(use_true_random=False))
+    @given(small_items, st.lists(sentence, max_size=9), st.integers(1, 9), st.randoms(use_true_random=False))
     def test_order_and_pieces_do_not_matter(self, items, texts, piece, rng):
         whole = scanned(items, texts)
         shuffled = [Document(n, text) for n, text in enumerate(texts, 1)]
@@ -138,7 +142,7 @@ class TestFinding:
         pd.testing.assert_frame_equal(item_table(scan), whole[0])
         pd.testing.assert_frame_equal(row_table(scan), whole[1])
 
-    @given(small_items, sentence, st.integers(1, 60), st.data())
+    @given(small_items, long_text, st.integers(1, 9), st.data())
     def test_lines_of_one_text_are_one_text(self, items, text, piece, data):
         words = text.split()
         cuts = sorted(data.draw(st.lists(st.integers(0, len(words)), max_size=5)))
@@ -148,6 +152,17 @@ class TestFinding:
         found = by_hand(items, [text])[0]
         table = item_table(scan)
         assert list(zip(table["hits_8"], table["hits_13"], table["question"], strict=True)) == found
+
+    def test_what_lies_across_pieces_is_found_whole(self):
+        words = [f"w{n}" for n in range(400)]
+        items = [item(" ".join(words[start:][:50]), name=str(start)) for start in range(0, 350, 7)]
+        scan = Scan(Index(items), piece=1)
+        run(scan, [Document(n, " ".join(words[n : n + 3]), goes_on=n > 0) for n in range(0, 400, 3)])
+        table = item_table(scan)
+        assert set(table["hits_8"]) == {43}
+        assert set(table["hits_13"]) == {38}
+        assert table["question"].all()
+        assert [rows[0] for rows in table["rows"]] == [start // 3 * 3 for start in range(0, 350, 7)]
 
     def test_a_row_is_the_line_on_which_the_overlap_begins(self):
         words = LONG.split()
@@ -324,8 +339,24 @@ class TestDocuments:
         with pytest.raises(DataError, match="no data source 'nowhere'"):
             documents("nowhere")
         (tmp_path / "t.txt").write_text("x")
-        with pytest.raises(DataError, match=r"plain text has no fields \(query\)"):
-            documents(str(tmp_path / "t.txt"), fields=["query"])
+        for source in (str(tmp_path / "t.txt"), "nano"):
+            with pytest.raises(DataError, match=r"has no fields to choose from \(query given\)"):
+                documents(source, fields=["query"])
+
+    def test_the_small_world_is_read_as_conversations_without_rows(self):
+        found = documents("nano")
+        first = next(iter(found.stream))
+        assert (found.total, first.row) == (4000, 1)
+        assert len(tokenize(first.text)) > 3
+        with pytest.raises(DataError, match="nano: has no rows"):
+            rows("nano")
+
+    def test_a_benchmark_is_no_training_data_unless_its_fields_are_named(self, shared_data, monkeypatch):
+        monkeypatch.setenv("LLAMAX_DATA", str(shared_data))
+        with pytest.raises(DataError, match="humaneval is a benchmark; training data is wanted"):
+            documents("humaneval", split="test")
+        found = documents("humaneval", split="test", fields=["prompt"])
+        assert (found.total, len(list(found.stream))) == (164, 164)
 
 
 ITEMS = [item(LONG, name="thirteen"), item(" ".join(LONG.split()[4:12]) + " and more", name="eight"),
@@ -532,6 +563,27 @@ class TestCleanSubset:
             clean_scores(leaky, outcomes[outcomes["benchmark"] == "unchecked"])
 
 
+class TestItems:
+    def test_options_count_where_they_are_columns_that_the_prompt_shows(self):
+        prompt = "Which?\nA. red\nB. 2\nAnswer:"
+        assert _options({"choices": ["red", "2"]}, prompt) == "red\n2"
+        assert _options({"A": "red", "B": 2, "Answer": "A"}, prompt) == "red\n2"
+        assert _options({"choices": ["red", "blue"]}, prompt) == ""
+        assert _options({"question": "Which?"}, prompt) == ""
+
+    def test_the_text_has_the_options_and_the_question_has_not(self, monkeypatch):
+        monkeypatch.setattr("llamax.evaluation.questions.questions", lambda name: [Question("q/0", "Which?", "red\n2")])
+        assert benchmark_items(["mmlu"]) == [Item("mmlu", "q/0", "Which?\nred\n2", "Which?")]
+
+    def test_nano_has_the_ids_of_its_outcome_tables(self):
+        assert [one.item for one in benchmark_items(["nano"])] == [one.id for one in test_items()]
+
+    def test_all_is_type_a(self):
+        assert {name.split("_")[0] for name in benchmark_names("all")} == {
+            "mmlu", "humaneval", "gsm8k", "nq", "truthfulqa",
+        }  # fmt: skip
+
+
 class TestCommand:
     """Against the small world's suite, which needs no data."""
 
@@ -593,11 +645,6 @@ class TestCommand:
         error = runner.invoke(cli.app, ["contamination", leak[0], "--against", "gsm8k"]).exception
         assert isinstance(error, DataError)
         assert "LLAMAX_DATA should hold gsm8k/" in str(error)
-
-    def test_all_is_type_a(self):
-        assert {name.split("_")[0] for name in benchmark_names("all")} == {
-            "mmlu", "humaneval", "gsm8k", "nq", "truthfulqa",
-        }  # fmt: skip
 
 
 # -- the real files ---------------------------------------------------------------------------------------------------

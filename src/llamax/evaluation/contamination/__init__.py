@@ -3,6 +3,9 @@
 Measured, item by item: common 13-grams, common 8-grams, and whether the data holds the whole question, in the tokens of
 `tokens`. An item's text is its question and the options that the benchmark's prompt shows (MMLU: question and four
 options; HumanEval: the prompt; GSM8K, NQ-open, TruthfulQA: the question), without worked examples and answers.
+
+It does not see paraphrases, translations and answers without their questions; and it takes for the same what differs
+only in signs (`a - b`, `a + b`), which matters for short questions on code and formulas.
 """
 
 from llamax.evaluation.contamination.clean import (

@@ -45,12 +45,12 @@ def documents(source: str, *, split: str = "train", fields: Sequence[str] = ()) 
     origin = find(source, split)
     if origin.format == "benchmark" and not fields:
         raise DataError(f"{source} is a benchmark; training data is wanted here, or name the --fields that hold text")
+    if fields and (origin.world or (origin.file and origin.file.name.endswith(PLAIN))):
+        raise DataError(f"{source}: has no fields to choose from ({', '.join(fields)} given)")
     if origin.world:
         made = read(source)
         return Documents((Document(n, _said(one.messages)) for n, one in enumerate(made, 1)), len(made))
     if origin.file and origin.file.name.endswith(PLAIN):
-        if fields:
-            raise DataError(f"{source}: plain text has no fields ({', '.join(fields)})")
         return Documents(_lines(origin.file), _count_lines(origin.file))
     total = cards()[source].splits[split].items if source in cards() else _count_rows(origin.file)
     return Documents(_texts(rows(source, split), source, origin.format, tuple(fields)), total)

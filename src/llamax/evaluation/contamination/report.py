@@ -27,7 +27,8 @@ FILES = ("report.json", "items.parquet", "rows.parquet")
 class Report(NamedTuple):
     """What a check found. Ids and numbers only, no text of a benchmark.
 
-    source, split, fields: what was read; fingerprint: hash of its content. documents, tokens: how much that was.
+    source, split, fields: what was read; fingerprint: hash of its content. documents, tokens: how much that was;
+        seconds: how long reading it took.
     items: one row per test item, in the order of the benchmarks: benchmark, item, tokens (of its text),
         question_tokens, ngrams_8 and hits_8 (its 8-grams and how many of them the data has), ngrams_13, hits_13,
         question (whether the data has the question whole), unspaced (share of its tokens that are single characters of
@@ -60,9 +61,9 @@ def check(
     Args: source, split, fields: as `documents` reads them. items: from `benchmark_items`, or one's own.
     Raises: DataError: no such source, no text in it, no items, an item twice.
     """
-    start = time.perf_counter()
     found = documents(source, split=split, fields=fields)
     scan = Scan(Index(items))
+    start = time.perf_counter()
     run(scan, found.stream, found.total if progress else None)
     if not scan.tokens:
         raise DataError(f"{source}: {scan.texts} rows, and no text in any of them")

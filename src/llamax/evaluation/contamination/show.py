@@ -14,7 +14,7 @@ def report_text(report: Report, rule: str = DEFAULT) -> str:
     """What was read, hits by benchmark and measure, then the items that `rule` flags."""
     speed = report.documents / report.seconds
     head = f"{report.source}: {report.documents:,} documents, {report.tokens:,} tokens in {report.seconds:.1f} s "
-    head += f"({speed:,.0f} documents/s, test items included)"
+    head += f"({speed:,.0f} documents/s)"
     return "\n".join([head, "", *_summary_lines(report), "", *_item_lines(report, rule), *_notes(report)])
 
 
