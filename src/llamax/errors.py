@@ -37,6 +37,10 @@ class RunError(LlamaxError):
     """A notebook run that cannot start or did not finish."""
 
 
+class SandboxError(LlamaxError):
+    """Too little on this machine to shut a program in, or a sandbox that does not start."""
+
+
 class PaperError(LlamaxError):
     """A paper that says something its results do not."""
 

@@ -48,7 +48,9 @@ class Card(Config):
     hub: str = ""
     hub_config: str = ""
     format: str  # as in `llamax.data.formats`; "benchmark": read by the evaluation, not as conversations; "world"
-    columns: dict[str, Literal["text", "texts", "number", "any"]] = {}  # of a benchmark's rows, in a CSV file's order
+    columns: dict[str, Literal["text", "texts", "number", "any"]] = Field(
+        {}, description="of a benchmark's rows, in order"
+    )
     header: bool = True  # whether CSV files begin with the names of their columns
     id: str = ""  # the column that names an item, each once
     splits: dict[str, Split]

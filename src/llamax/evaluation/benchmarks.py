@@ -268,7 +268,7 @@ def _check_choices(row: dict[str, Any], where: str) -> None:
 
 
 def agieval(folder: Path, splits: dict[str, Split], _: str | None) -> DatasetDict:
-    """AGIEval's JSON lines in the columns of `hails/agieval-*`: query (AGIEval's own zero-shot prompt), choices, gold."""
+    """AGIEval's JSON lines in the columns of `hails/agieval-*`: query (AGIEval's zero-shot prompt), choices, gold."""
     described = splits["test"]
     file = folder / described.local
     _present(file, file, described.sha256)
@@ -286,6 +286,33 @@ def agieval(folder: Path, splits: dict[str, Split], _: str | None) -> DatasetDic
     return DatasetDict({"test": _table(rows, file, described.items)})
 
 
+def puzzlevqa(folder: Path, splits: dict[str, Split], _: str | None) -> DatasetDict:
+    """PuzzleVQA's JSON lines: id, image, question, options, answer, category. An option is a text or a number, here a
+    text; what says the answer in words (caption, explanation, deduction) is left out."""
+    described = splits["test"]
+    file = folder / described.local
+    _present(file, file, described.sha256)
+    rows, seen = [], {}
+    for place, item in file_rows(file):
+        try:
+            row = {key: _text(item[key]) for key in ("id", "image", "question", "category")}
+            row |= {"options": [str(option) for option in item["options"]], "answer": str(item["answer"])}
+        except (KeyError, TypeError):
+            wanted = "texts id, image, question and category, options and answer"
+            raise DataError(f"{file}, {place}: expected an object with {wanted}") from None
+        if (first := seen.setdefault(row["id"], place)) is not place:
+            raise DataError(f"{file}, {place}: id {row['id']!r} is there before, in {first}; one must go")
+        rows.append(row)
+    return DatasetDict({"test": _table(rows, file, described.items)})
+
+
+def _text(value: Any) -> str:
+    """`value`, if it is a text. Raises: TypeError."""
+    if not _is_text(value):
+        raise TypeError
+    return value
+
+
 ODD: dict[str, Callable[[Path, dict[str, Split], Any], DatasetDict]] = {
     "cais/mmlu": mmlu,
     "truthfulqa/truthful_qa": truthfulqa,
@@ -295,4 +322,5 @@ ODD: dict[str, Callable[[Path, dict[str, Split], Any], DatasetDict]] = {
     "hails/agieval-lsat-ar": agieval,
     "hails/agieval-lsat-lr": agieval,
     "hails/agieval-lsat-rc": agieval,
+    "puzzlevqa": puzzlevqa,
 }

@@ -1,24 +1,31 @@
 """Which benchmarks there are, and the task definitions behind them: lm-eval's YAML files and ours, in one format.
 
 Prompts, shots, stops, filters and metrics are lm-eval's wherever it has the task (`LM_EVAL` says where in its package);
-the rest are YAML files in `evaluation/tasks/`. A new benchmark is one such file and one data card: `dataset_path` is the
-card's hub id or name, and `metadata` holds what lm-eval's format has no place for (`Extras`).
+the rest are YAML files in `evaluation/tasks/`. A new benchmark is one such file and one data card: `dataset_path` is
+the card's hub id or name, and `metadata` holds what lm-eval's format has no place for (`Extras`).
 """
 
 import difflib
 import importlib.util
-from collections.abc import Callable
+import inspect
+import re
+import string
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import lm_eval
 import yaml
 from datasets import Dataset
 from lm_eval.tasks._yaml_loader import load_yaml
+from pydantic import Field, PositiveInt
 
 from llamax.config import Config
+from llamax.data.sources import data_folder
 from llamax.errors import DataError, ParameterError
 from llamax.evaluation import benchmarks
+from llamax.files import sha256_json
 
 OURS = Path(__file__).parent / "tasks"
 
@@ -32,7 +39,8 @@ class Extras(Config):
     headline: str = ""  # the metric by which it is reported and judged; if empty, the definition's first
     question: str = ""  # template of an item's question alone, for contamination checks; if empty, the whole prompt
     cluster: str = ""  # the column that says which items belong together; if empty, each item is its own
-    judge: str = ""  # answers are programs: the function of `llamax.evaluation.judge` that knows their tests
+    judge: Literal["", "humaneval", "leetcode"] = ""  # answers are programs: whose tests `evaluation.judge` runs
+    begun: str = ""  # template of a judged program's beginning, which the answer continues
     shots: int | None = None  # how many are usual where the definition leaves it open
     items: int | None = None  # how many it has, where it is not the whole of its data card's split
 
@@ -43,6 +51,17 @@ class Benchmark(NamedTuple):
     name: str
     files: tuple[Path, ...]
     extras: Extras
+
+
+class Settings(Config):
+    """How benchmarks are run; what is left open is as the definition says."""
+
+    protocol: Literal["lm-eval", "llamax"] = "lm-eval"  # llamax: the known faults of lm-eval's scoring mended (`MENDS`)
+    shots: int | None = Field(None, ge=0)  # where examples come from a pool; a prompt with its own, or none, keeps it
+    max_new_tokens: PositiveInt | None = None
+    samples: PositiveInt = 1  # answers per item, where answers are generated
+    temperature: float = Field(0.0, ge=0)  # 0: greedy
+    seed: int = 0  # chooses the items of a part of a benchmark
 
 
 class Source(NamedTuple):
@@ -80,7 +99,7 @@ def _sources() -> dict[str, Source]:
     ap = tuple(f"mmlu/default/mmlu_high_school_{subject}.yaml" for subject in AP_SUBJECTS)
     found = {
         "mmlu": one("mmlu/default/mmlu_*.yaml", type="A", shots=5),
-        "humaneval": one("humaneval/humaneval.yaml", "pass@1", "{{prompt}}", type="A", judge="humaneval"),
+        "humaneval": one("humaneval/humaneval.yaml", "pass@1", "{{prompt}}", type="A", **HUMANEVAL),
         "gsm8k": one("gsm8k/gsm8k.yaml", FLEXIBLE, type="A", shots=5),
         "gsm8k_cot": one("gsm8k/gsm8k-cot.yaml", FLEXIBLE, type="A", title="GSM8K, chain of thought"),
         "nq_open": one("nq_open/nq_open.yaml", "exact_match,remove_whitespace", type="A", shots=5),
@@ -99,6 +118,7 @@ def _sources() -> dict[str, Source]:
     return found
 
 
+HUMANEVAL = {"judge": "humaneval", "begun": "{{prompt}}"}
 AP_TITLE = "AP-like (13 high-school subjects of MMLU)"
 LM_EVAL = _sources()
 
@@ -117,7 +137,7 @@ def find(name: str) -> Benchmark:
         return Benchmark(name, files, source.extras)
     file = next((file for file in _our_files() if file.stem == name), None)
     if file is None:
-        near = difflib.get_close_matches(name, names(), n=1)
+        near = difflib.get_close_matches(name, names(), n=1, cutoff=0.8)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ParameterError(f"unknown benchmark {name!r}: {hint}valid are {', '.join(names())}")
     return Benchmark(name, (file,), Extras.parse(_our_definition(file).get("metadata") or {}, f"{file.name}, metadata"))
@@ -189,3 +209,150 @@ def check_size(benchmark: Benchmark, sizes: dict[str, int], config: dict[str, An
     wanted = benchmark.extras.items or card.splits[split].items
     if (total := sum(sizes.values())) != wanted:
         raise DataError(f"{benchmark.name}: has {total} items, should be {wanted} (data card {card.name})")
+
+
+# -- a definition as it is run ----------------------------------------------------------------------------------------
+
+DEFAULT_NEW_TOKENS = 256  # lm-eval's own default for tasks that generate and name no number
+TOP_P = 0.95  # of sampled answers, as in lm-eval's humaneval_64
+
+
+def resolved(benchmark: Benchmark, settings: Settings) -> dict[str, dict[str, Any]]:
+    """The task configurations as they are run: shots, caps, sampling, and the protocol's mends.
+
+    Raises: ParameterError: several samples of a greedy answer, or of a choice.
+    """
+    found = {}
+    for task, config in configs(benchmark).items():
+        config["num_fewshot"] = shots_of(benchmark, config, settings)
+        if config["output_type"] == "generate_until":
+            config["generation_kwargs"] = _generation(config.get("generation_kwargs") or {}, settings)
+        elif settings.samples > 1 or settings.temperature > 0:
+            raise ParameterError(f"{benchmark.name}: chooses among options: it takes no samples and no temperature")
+        found[task] = MENDS.get(task, dict)(config) if settings.protocol == "llamax" else config
+    return found
+
+
+def shots_of(benchmark: Benchmark, config: dict[str, Any], settings: Settings) -> int:
+    """How many worked examples the prompts show."""
+    usual = benchmark.extras.shots
+    usual = config.get("num_fewshot") or 0 if usual is None else usual
+    own = "samples" in (config.get("fewshot_config") or {})
+    return usual if own or not usual or settings.shots is None else settings.shots
+
+
+def _generation(given: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """Generation settings of a task, in lm-eval's terms."""
+    if settings.samples > 1 and not settings.temperature:
+        raise ParameterError(f"samples={settings.samples} at temperature 0 are all the same; give a temperature, or 1")
+    cap = settings.max_new_tokens or given.get("max_gen_toks", DEFAULT_NEW_TOKENS)
+    sampling = {"do_sample": False, "temperature": 0.0}
+    if settings.temperature:
+        sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": TOP_P}
+    return given | {"max_gen_toks": cap} | sampling
+
+
+def fingerprint(benchmark: Benchmark, resolved: dict[str, dict[str, Any]], pools: Sequence[Any]) -> str:
+    """Hex sha256 over what decides prompts and scores: the definitions with their functions' sources, lm-eval's version
+    (its code is what a metric's name means) and the rows that worked examples are drawn from.
+
+    The same from a local copy and from the hub, if both have the same rows.
+    """
+    tasks = {task: {k: v for k, v in config.items() if k != "metadata"} for task, config in resolved.items()}
+    judged = [benchmark.extras.judge, benchmark.extras.begun]
+    return sha256_json({"lm_eval": lm_eval.__version__, "tasks": plain(tasks), "judged": judged, "pools": list(pools)})
+
+
+def plain(value: Any) -> Any:
+    """A definition as JSON: a function is its source."""
+    if isinstance(value, dict):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    return inspect.getsource(value) if callable(value) else value
+
+
+def describe(name: str, settings: Settings) -> str:
+    """What a score of this benchmark means, for people. Scores are comparable where their `Measured` agree."""
+    benchmark = find(name)
+    config = next(iter(resolved(benchmark, settings).values()))
+    card = benchmarks.card_of(config["dataset_path"])
+    parts = [f"lm-eval {lm_eval.__version__}"] if name in LM_EVAL else ["llamax"]
+    if config["task"] in MENDS and settings.protocol == "llamax":
+        parts.append("its known faults mended")
+    shots = f"{config['num_fewshot']} shots"
+    pool = card.splits.get(config.get("fewshot_split") or config.get("training_split") or "")
+    if config["num_fewshot"] and pool and pool.hub_items and data_folder():
+        shots += f" from {pool.items} rows of {pool.local}, not from the hub's {pool.hub_items}"
+    parts.append(shots)
+    if kwargs := config.get("generation_kwargs"):
+        parts.append(f"at most {kwargs['max_gen_toks']} new tokens")
+        parts += [f"{settings.samples} samples at temperature {settings.temperature:g}"] if settings.temperature else []
+    return ", ".join(parts)
+
+
+def headline(name: str) -> str:
+    """The metric by which a benchmark is reported and judged."""
+    benchmark = find(name)
+    if benchmark.extras.headline:
+        return benchmark.extras.headline
+    if benchmark.extras.judge:
+        return "pass@1"
+    config = next(iter(configs(benchmark).values()))
+    filters = config.get("filter_list") or [{"name": "none"}]
+    return label(metric_name(config["metric_list"][0]["metric"]), filters[0]["name"])
+
+
+def metric_name(metric: Any) -> str:
+    """Name of an entry of a metric list, which may be a function."""
+    return metric.__name__ if callable(metric) else metric
+
+
+def label(metric: str, filter_name: str) -> str:
+    """How a metric is called in outcome tables: with its filter, where there is one."""
+    return metric if filter_name == "none" else f"{metric},{filter_name}"
+
+
+# -- mends ------------------------------------------------------------------------------------------------------------
+
+
+def mend_answer_regex(config: dict[str, Any]) -> dict[str, Any]:
+    """gsm8k_cot's `The answer is (\\-?[0-9\\.\\,]+).` ends in an unescaped dot, which eats the last digit of an answer
+    without a full stop: "The answer is 18" gives 1. Mended, the number ends in a digit and nothing need follow."""
+    faulty, right = r"The answer is (\-?[0-9\.\,]+).", r"The answer is (\-?[0-9\.\,]*[0-9])"
+    filters = []
+    for one in config["filter_list"]:
+        steps = [
+            step | {"regex_pattern": right} if step.get("regex_pattern") == faulty else step for step in one["filter"]
+        ]
+        filters.append(one | {"filter": steps})
+    return config | {"filter_list": filters}
+
+
+def mend_spaces(config: dict[str, Any]) -> dict[str, Any]:
+    """NQ-open's exact match drops articles and punctuation but leaves their spaces: "Rock & Roll" is not "Rock Roll".
+    Mended, any run of spaces is one, as in SQuAD's normalisation (Rajpurkar et al. 2016)."""
+    return config | {"metric_list": [one | {"metric": exact_match} for one in config["metric_list"]]}
+
+
+def exact_match(
+    predictions: Sequence[str],
+    references: Sequence[str],
+    regexes_to_ignore: Sequence[str] = (),
+    ignore_case: bool = False,
+    ignore_punctuation: bool = False,
+) -> dict[str, float]:
+    """lm-eval's `exact_match`, step by step, and then every run of spaces made one and those at the ends none."""
+
+    def normal(text: str) -> str:
+        for pattern in regexes_to_ignore:
+            text = re.sub(pattern, "", text)
+        text = text.lower() if ignore_case else text
+        text = text.translate(str.maketrans("", "", string.punctuation)) if ignore_punctuation else text
+        return " ".join(text.split())
+
+    pairs = zip(predictions, references, strict=True)
+    return {"exact_match": sum(normal(given) == normal(wanted) for given, wanted in pairs) / len(references)}
+
+
+MENDS = {"gsm8k_cot": mend_answer_regex, "nq_open": mend_spaces}

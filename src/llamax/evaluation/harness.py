@@ -1,32 +1,61 @@
-"""Public benchmarks through lm-eval: its task definitions (prompts, shots, filters, metrics), our decoding and scoring.
+"""Running benchmarks: write the prompts, let a backend answer, score the answers; an outcome per item.
 
-`evaluate_tasks` runs MMLU, GSM8K and TruthfulQA from local files or the hub and returns an outcome per item.
+`evaluate_tasks` does all of it. Its steps are there to put something between them: `prepare` gives parts with their
+requests (lm-eval's `Instance`s), `respond` or anything else fills in `request.resps`, `outcomes` scores a part.
 """
 
+import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from pathlib import Path
-from typing import NamedTuple
+from math import comb
+from typing import Any, NamedTuple
 
-import lm_eval
-import lm_eval.tasks
 import numpy as np
 import pandas as pd
+from jinja2 import TemplateError
 from lm_eval.api.instance import Instance
 from lm_eval.api.samplers import FirstNSampler
 from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.defaults import DEFAULT_OTHER_SEED
-from lm_eval.tasks._index import Kind
-from lm_eval.tasks._yaml_loader import load_yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llamax.errors import ParameterError
-from llamax.evaluation.backend import MAX_NEW_TOKENS, Backend
-from llamax.evaluation.benchmarks import dataset_loader
+from llamax.errors import DataError, ParameterError
+from llamax.evaluation import definitions
+from llamax.evaluation.backend import Backend
+from llamax.evaluation.definitions import Benchmark, Settings, describe, find, headline, label, metric_name
+from llamax.evaluation.questions import template
+from llamax.versions.measured import ITEM_COLUMNS, Measured, item_set
 
-# Where lm-eval keeps each task: indexing these folders takes a moment, indexing all of its 10,000 tasks many seconds.
-FOLDERS = {"mmlu": "mmlu/default", "gsm8k": "gsm8k", "truthfulqa_mc1": "truthfulqa", "truthfulqa_mc2": "truthfulqa"}
+COLUMNS = [column for column in ITEM_COLUMNS if column not in ("model", "contaminated")]
+PASS_AT = (2, 5, 10, 25, 50, 100)  # beside pass@1, of those that the number of samples allows
+DEFAULTS = Settings()
+
+
+class Row(NamedTuple):
+    """One line of an outcome table: benchmark, metric and item by name; `outcome` from 0 to 1."""
+
+    benchmark: str
+    metric: str
+    item: str
+    sample: int
+    outcome: float
+    cluster: str
+
+
+class Part(NamedTuple):
+    """One of lm-eval's tasks with the requests of the chosen items: a subject of MMLU, or a whole benchmark."""
+
+    benchmark: Benchmark
+    task: Task
+    requests: list[Instance]
+    settings: Settings
+    total: int  # items of the whole benchmark
+    prompts: str  # fingerprint of the whole benchmark's definition
+
+    @property
+    def name(self) -> str:
+        return self.benchmark.name
 
 
 def evaluate_tasks(
@@ -34,76 +63,97 @@ def evaluate_tasks(
     tokenizer: PreTrainedTokenizerBase,
     tasks: dict[str, int | None],
     *,
-    shots: int = 5,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    seed: int = 0,
+    settings: Settings = DEFAULTS,
     batch_size: int = 32,
     progress: bool = False,
 ) -> pd.DataFrame:
-    """Run benchmarks; one row per item and metric.
+    """Run benchmarks; one row per item, metric and sample.
 
     Args:
-        tasks: name (mmlu, gsm8k, truthfulqa_mc1, truthfulqa_mc2) -> how many items, None for all. A part is drawn by
-            `seed`, spread over the whole, for MMLU over all subjects; the same seed and number are the same items.
-        shots: worked examples in the prompt; TruthfulQA always has its own fixed preamble and no others.
-        max_new_tokens: cap of a generated answer; another value than lm-eval's 256 is another protocol.
+        tasks: a name of `definitions.names()` -> how many items, None for all. A part is drawn by `settings.seed`,
+            spread over the whole, for MMLU over all subjects; the same seed and number are the same items.
 
-    Returns: columns item, task, metric, outcome, cluster (MMLU: the subject; else the item), no text of the benchmark.
-        `attrs["protocol"]` says for each task what was run.
+    Returns: columns `COLUMNS`, no text of the benchmark. `attrs["protocol"]` says for each benchmark what was run, and
+        `attrs["measured"]` has the fields of its `Measured`.
 
-    Raises: ParameterError: an unknown task. DataError: no data and no network.
+    Raises: ParameterError: an unknown benchmark. DataError: no data and no network, or not what the data cards say.
     """
-    parts = [part for name, limit in tasks.items() for part in prepare(name, limit, shots, max_new_tokens, seed)]
+    parts = [part for name, limit in tasks.items() for part in prepare(name, limit, settings)]
     respond(Backend(model, tokenizer, batch_size=batch_size, progress=progress), parts)
-    rows = [row for part in parts for row in outcomes(part)]
-    table = pd.DataFrame(rows, columns=["item", "task", "metric", "outcome", "cluster"])
-    table.attrs["protocol"] = {name: protocol(name, shots, max_new_tokens) for name in tasks}
+    table = pd.DataFrame([row for part in parts for row in outcomes(part, progress=progress)], columns=COLUMNS)
+    table.attrs["protocol"] = {name: describe(name, settings) for name in tasks}
+    precision = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}[str(model.dtype)]
+    table.attrs["measured"] = [one.model_dump(mode="json") for one in measured(parts, precision=precision)]
     return table
 
 
-def protocol(name: str, shots: int = 5, max_new_tokens: int = MAX_NEW_TOKENS) -> str:
-    """What a score of this benchmark means: scores of different protocols are not to be compared."""
-    given = 0 if name.startswith("truthfulqa") else shots
-    cap = f", at most {max_new_tokens} new tokens" if name == "gsm8k" else ""
-    return f"lm-eval {lm_eval.__version__}, {given} shots{cap}"
+# -- prompts ----------------------------------------------------------------------------------------------------------
 
 
-class Part(NamedTuple):
-    """One of lm-eval's tasks with the requests of the chosen items: a subject of MMLU, or a whole benchmark."""
+def prepare(name: str, limit: int | None = None, settings: Settings = DEFAULTS) -> list[Part]:
+    """Load a benchmark, choose `limit` items (None: all), and write their prompts."""
+    if limit is not None and limit < 1:
+        raise ParameterError(f"{name}: limit {limit} should be a number of items from 1, or None for all")
+    benchmark = find(name)
+    tasks, prompts = load_tasks(benchmark, settings)
+    sizes = {task: len(tasks[task].eval_docs) for task in tasks}
+    total = sum(sizes.values())
+    chosen = select(sizes, limit, settings.seed)
+    return [
+        Part(benchmark, tasks[task], build_requests(tasks[task], items, settings.samples), settings, total, prompts)
+        for task, items in chosen.items()
+    ]
 
-    name: str
-    task: Task
-    requests: list[Instance]
 
+def load_tasks(benchmark: Benchmark, settings: Settings) -> tuple[dict[str, Task], str]:
+    """lm-eval's tasks of a benchmark (MMLU: one per subject) by name, and the fingerprint of their definition.
 
-def prepare(name: str, limit: int | None, shots: int, max_new_tokens: int, seed: int) -> list[Part]:
-    """Load a benchmark, choose items, and write their prompts."""
-    tasks = load_tasks(name, shots, max_new_tokens)
-    chosen = select({task: len(tasks[task].eval_docs) for task in tasks}, limit, seed)
-    return [Part(name, tasks[task], build_requests(tasks[task], items)) for task, items in chosen.items()]
-
-
-def load_tasks(name: str, shots: int, max_new_tokens: int) -> dict[str, Task]:
-    """lm-eval's tasks of a benchmark (MMLU: one per subject) by name, their data read by `benchmarks`."""
-    if name not in FOLDERS:
-        raise ParameterError(f"unknown benchmark {name!r}: valid are {', '.join(FOLDERS)}")
+    Raises: DataError: the data are not what their card says. ParameterError: more shots than there are examples.
+    """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    folder = Path(lm_eval.tasks.__file__).parent / FOLDERS[name]
-    index = lm_eval.tasks.TaskManager(include_defaults=False, include_path=folder).task_index
-    tasks = {}
-    for task_name in sorted(index):
-        if index[task_name].kind is not Kind.TASK or not (task_name == name or name == "mmlu"):
-            continue
-        config = dict(load_yaml(index[task_name].yaml_path, resolve_func=True))
-        config.pop("tag", None)
-        config["custom_dataset"] = dataset_loader(config["dataset_path"], config.get("dataset_name"))
-        if config.get("num_fewshot") != 0:  # a task that says 0 has its examples in its prompt
-            config["num_fewshot"] = shots
-        if config["output_type"] == "generate_until":
-            config["generation_kwargs"] = config["generation_kwargs"] | {"max_gen_toks": max_new_tokens}
-        tasks[task_name] = ConfigurableTask(config=config)
-        tasks[task_name].set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
-    return tasks
+    resolved, data, tasks = definitions.resolved(benchmark, settings), definitions.loader(), {}
+    sizes = {}
+    for name, config in sorted(resolved.items()):
+        sizes[name] = len(definitions.documents(config, data(config)))
+    definitions.check_size(benchmark, sizes, next(iter(resolved.values())))
+    for name, config in sorted(resolved.items()):
+        tasks[name] = _task(config, data(config))
+    return tasks, definitions.fingerprint(benchmark, resolved, [_pool(task) for task in tasks.values()])
+
+
+def _pool(task: Task) -> list[dict[str, Any]]:
+    """The rows that worked examples come from."""
+    shots = task.config.num_fewshot
+    if not shots:
+        return []
+    return list(task.sampler.df[:shots] if isinstance(task.sampler, FirstNSampler) else task.sampler.df)
+
+
+def _task(config: dict[str, Any], data: Any) -> Task:
+    """lm-eval's task over data that is there already."""
+    name, ready = config["task"], {key: value for key, value in config.items() if key != "group"}
+    ready["custom_dataset"] = lambda **_: data
+    text = config["doc_to_text"]
+    if isinstance(text, str) and "{" in text:
+        ready["doc_to_text"] = _prompt(text, name, config.get("doc_to_choice") is not None)
+    with _clear_errors(f"{name}/0", definitions.documents(config, data)[0]):  # the task tries its templates on it
+        task = ConfigurableTask(config=ready)
+    task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+    shots = task.config.num_fewshot
+    if shots > (pool := len(task.sampler.df) if hasattr(task, "sampler") else 0):
+        raise ParameterError(f"{name}: {shots} shots asked of a pool of {pool} examples")
+    return task
+
+
+def _prompt(text: str, name: str, has_choices: bool):
+    """What lm-eval makes of a template `doc_to_text`, compiled once rather than for every item and example."""
+    fill = template(text, name)
+
+    def prompt(doc: dict[str, Any]) -> str | int:
+        filled = fill(doc)
+        return int(filled) if has_choices and filled.isdigit() else filled
+
+    return prompt
 
 
 def select(sizes: dict[str, int], limit: int | None, seed: int) -> dict[str, list[int]]:
@@ -130,13 +180,14 @@ def select(sizes: dict[str, int], limit: int | None, seed: int) -> dict[str, lis
     return chosen
 
 
-def build_requests(task: Task, items: list[int]) -> list[Instance]:
+def build_requests(task: Task, items: list[int], samples: int = 1) -> list[Instance]:
     """lm-eval's requests for these items, each with the examples that lm-eval's own run over all items shows it.
 
     GSM8K draws the examples of one item after the other from one random stream, so an item's examples depend on all
-    items before it: those are drawn too.
+    items before it: those are drawn too. Several samples of an answer are as many requests, told apart by `idx`.
     """
     docs, shots, requests = task.eval_docs, task.config.num_fewshot, []
+    task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)  # again: the requests of a task may be built more than once
     drawn = shots > 0 and not isinstance(task.sampler, FirstNSampler)
     same_split = task.fewshot_cfg.split == task.config.test_split
     wanted = set(items)
@@ -145,15 +196,52 @@ def build_requests(task: Task, items: list[int]) -> list[Instance]:
             if drawn:
                 task.sampler.sample(n=shots, eval_doc=docs[item] if same_split else None)
             continue
-        made = task.construct_requests(
-            doc=docs[item],
-            ctx=task.fewshot_context(docs[item], num_fewshot=shots),
-            metadata=(task.config.task, item, 1),
-            apply_chat_template=False,
-            chat_template=None,
-        )
-        requests.extend(made if isinstance(made, list) else [made])
+        with _clear_errors(f"{task.config.task}/{item}", docs[item]):
+            prompt = task.fewshot_context(docs[item], num_fewshot=shots)
+            for sample in range(samples):
+                requests += _requests(task, docs[item], prompt, item, sample)
     return requests
+
+
+@contextlib.contextmanager
+def _clear_errors(name: str, doc: dict[str, Any]) -> Iterator[None]:
+    """Say which item (its id is `name`) a template of the definition fails on."""
+    try:
+        yield
+    except TemplateError as error:
+        raise ParameterError(f"{name}: a template of its definition: {error}; items have {', '.join(doc)}") from None
+    except (ValueError, SyntaxError) as error:
+        raise DataError(f"{name}: no right answer, or no options ({error})") from None
+
+
+def _requests(task: Task, doc: dict[str, Any], prompt: str, item: int, sample: int) -> list[Instance]:
+    """One request per option, or the one that asks for a text."""
+    made = task.construct_requests(
+        doc=doc, ctx=prompt, metadata=(task.config.task, item, 1), apply_chat_template=False, chat_template=None
+    )
+    if isinstance(made, list):
+        _check_answer(task, doc, f"{task.config.task}/{item}")
+        return made
+    made.idx = sample
+    return [made]
+
+
+def _check_answer(task: Task, doc: dict[str, Any], item: str) -> None:
+    """Raise `DataError` if an item's right answer is none of its options, which lm-eval would count as a miss."""
+    if task.config.process_results is not None:
+        return  # it says by itself what is right
+    choices, right = task.doc_to_choice(doc), task.doc_to_target(doc)
+    for answer in right if isinstance(right, list) else [right]:
+        if not (answer in choices if isinstance(answer, str) else 0 <= answer < len(choices)):
+            raise DataError(f"{item}: its right answer {answer!r} is none of the {len(choices)} options")
+
+
+def item_of(request: Instance) -> str:
+    """Id of the item that a request belongs to."""
+    return f"{request.task_name}/{request.doc_id}"
+
+
+# -- answers ----------------------------------------------------------------------------------------------------------
 
 
 def respond(backend: Backend, parts: list[Part]) -> None:
@@ -167,21 +255,101 @@ def respond(backend: Backend, parts: list[Part]) -> None:
             request.resps.append(response)
 
 
-def outcomes(part: Part) -> Iterator[tuple[str, str, str, float, str]]:
-    """(item, task, metric, outcome, cluster) of every item, by the task's own filters and metrics."""
-    task, task_name = part.task, part.task.config.task
+# -- scores -----------------------------------------------------------------------------------------------------------
+
+
+def outcomes(part: Part, *, progress: bool = False) -> Iterator[Row]:
+    """A row for every item, metric and sample of a part whose requests are answered.
+
+    Raises: DataError: a request has no answer.
+    """
+    if missing := [item_of(request) for request in part.requests if not request.resps]:
+        raise DataError(f"{part.name}: {len(missing)} requests have no answer, the first of them {missing[0]}")
+    yield from _judged(part, progress) if part.benchmark.extras.judge else _scored(part)
+
+
+def _scored(part: Part) -> Iterator[Row]:
+    """Rows by the task's own filters and metrics."""
+    task = part.task
     task._instances = part.requests  # what `build_all_requests` would have made, and `apply_filters` works on
     task.apply_filters()
-    metrics = {metric["metric"] for metric in task.config.metric_list}
-    of_item: dict[int, list[Instance]] = {}
-    for request in part.requests:
-        of_item.setdefault(request.doc_id, []).append(request)
-    for number, requests in of_item.items():
-        requests.sort(key=lambda request: request.idx)
-        item = f"{task_name}/{number}"
-        cluster = task_name.removeprefix("mmlu_") if part.name == "mmlu" else item
+    metrics = {metric_name(metric["metric"]) for metric in task.config.metric_list}
+    for (item, sample), requests in _by_answer(part.requests).items():
+        doc, cluster = requests[0].doc, _cluster(part, requests[0])
         for key in requests[0].filtered_resps:
-            results = task.process_results(requests[0].doc, [request.filtered_resps[key] for request in requests])
+            results = task.process_results(doc, [request.filtered_resps[key] for request in requests])
             for metric in sorted(metrics & results.keys()):
-                label = metric if key == "none" else f"{metric},{key}"
-                yield item, part.name, label, float(results[metric]), cluster
+                yield Row(part.name, label(metric, key), item, sample, float(results[metric]), cluster)
+
+
+def _by_answer(requests: Iterable[Instance]) -> dict[tuple[str, int], list[Instance]]:
+    """Requests by (item, sample): all options of a choice in order, or the one generated text."""
+    found: dict[tuple[str, int], list[Instance]] = {}
+    for request in requests:
+        sample = 0 if request.request_type == "loglikelihood" else request.idx
+        found.setdefault((item_of(request), sample), []).append(request)
+    for together in found.values():
+        together.sort(key=lambda request: request.idx)
+    return found
+
+
+def _cluster(part: Part, request: Instance) -> str:
+    """What a request's item has in common with others: its subject where there are several, else only itself."""
+    if column := part.benchmark.extras.cluster:
+        if column not in request.doc:
+            raise ParameterError(f"{part.name}: clusters by {column!r}; its items have {', '.join(request.doc)}")
+        return str(request.doc[column])
+    if len(part.benchmark.files) > 1:
+        return part.task.config.task.removeprefix(f"{part.name}_").removeprefix("mmlu_")
+    return item_of(request)
+
+
+def _judged(part: Part, progress: bool) -> Iterator[Row]:
+    """Rows of generated programs, all of them judged together: pass@1 per sample, and pass@k per problem for k > 1."""
+    from llamax.evaluation import judge
+
+    begun = template(part.benchmark.extras.begun, part.name)
+    problem_of = getattr(judge, part.benchmark.extras.judge)
+    answers = {key: requests[0] for key, requests in _by_answer(part.requests).items()}
+    submissions = [(begun(request.doc) + request.resps[0], problem_of(request.doc)) for request in answers.values()]
+    passed: dict[str, list[bool]] = {}
+    for (item, sample), verdict in zip(answers, judge.judge_all(submissions, progress=progress), strict=True):
+        passed.setdefault(item, []).append(verdict.passed)
+        yield Row(part.name, "pass@1", item, sample, float(verdict.passed), item)
+    for item, results in passed.items():
+        for k in PASS_AT:
+            if k <= len(results):
+                yield Row(part.name, f"pass@{k}", item, 0, pass_at(k, len(results), sum(results)), item)
+
+
+def pass_at(k: int, n: int, c: int) -> float:
+    """Unbiased estimate of the chance that one of `k` samples passes when `c` of `n` did (Chen et al. 2021, eq. 1)."""
+    return 1.0 - comb(n - c, k) / comb(n, k)
+
+
+def measured(parts: list[Part], *, precision: str = "fp32") -> list[Measured]:
+    """What each benchmark's score means: one `Measured` per benchmark, in the order of the parts."""
+    benchmarks: dict[str, list[Part]] = {}
+    for part in parts:
+        benchmarks.setdefault(part.name, []).append(part)
+    return [_measured(name, together, precision) for name, together in benchmarks.items()]
+
+
+def _measured(name: str, parts: list[Part], precision: str) -> Measured:
+    first = parts[0]
+    items = {item_of(request) for part in parts for request in part.requests}
+    generates = first.task.config.output_type == "generate_until"
+    return Measured(
+        benchmark=name,
+        metric=headline(name),
+        protocol=first.settings.protocol,
+        prompts=first.prompts,
+        shots=first.task.config.num_fewshot,
+        samples=first.settings.samples,
+        temperature=first.settings.temperature,
+        max_new_tokens=first.task.config.generation_kwargs["max_gen_toks"] if generates else None,
+        items=len(items),
+        total=first.total,
+        item_set=item_set(items),
+        precision=precision,
+    )

@@ -48,13 +48,6 @@ PROMPTS = (  # shown side by side when the suite is a real benchmark, whose text
     "Explain in one sentence why the sky is blue.",
 )
 
-HEADLINE = {  # GSM8K by the answer rather than its format: tuning changes the format, and that would pass for a gain
-    "mmlu": "acc",
-    "gsm8k": "exact_match,flexible-extract",
-    "truthfulqa_mc1": "acc",
-    "truthfulqa_mc2": "acc",
-}
-
 
 class Arm(NamedTuple):
     """One evaluated model: `base`, or the `replicate`-th training with `method`."""
@@ -135,11 +128,10 @@ class Study:
         """Record what a score of each real benchmark means."""
         wanted = self.config.evaluation
         if wanted.suite == "real":
-            from llamax.evaluation.harness import protocol
+            from llamax.evaluation.definitions import Settings, describe
 
-            self.run.note(
-                "protocol", {name: protocol(name, max_new_tokens=wanted.max_new_tokens) for name in wanted.limits}
-            )
+            settings = Settings(max_new_tokens=wanted.max_new_tokens)
+            self.run.note("protocol", {name: describe(name, settings) for name in wanted.limits})
 
     def _arm(self, arm: Arm) -> dict[str, pd.DataFrame]:
         """Tables `items`, `curve` and `answers` of one arm, read back from its folder if it has finished before.
@@ -226,13 +218,16 @@ class Study:
 
     def _benchmarks(self, loaded: Loaded) -> pd.DataFrame:
         """Outcomes of the real benchmarks under lm-eval's protocol, by the headline metric of each."""
-        from llamax.evaluation import harness
+        from llamax.evaluation.definitions import Settings, headline
+        from llamax.evaluation.harness import evaluate_tasks
 
         wanted = self.config.evaluation
-        frame = harness.evaluate_tasks(
-            *loaded, wanted.limits, max_new_tokens=wanted.max_new_tokens, batch_size=wanted.batch_size, progress=True
-        )
-        return frame[frame.metric == frame.task.map(HEADLINE)].assign(protocol="lm-eval")
+        settings = Settings(max_new_tokens=wanted.max_new_tokens)
+        frame = evaluate_tasks(
+            *loaded, wanted.limits, settings=settings, batch_size=wanted.batch_size, progress=True
+        ).rename(columns={"benchmark": "task"})
+        chosen = {name: headline(name) for name in wanted.limits}
+        return frame[frame.metric == frame.task.map(chosen)].assign(protocol="lm-eval")
 
     def _text_loss(self, loaded: Loaded) -> pd.DataFrame:
         """Nats per token of each held-out document, cut to the row length; none of them is in any training text."""

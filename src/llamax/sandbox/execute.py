@@ -1,0 +1,286 @@
+"""Run a program that nobody has vouched for, and say how it ended."""
+
+import contextlib
+import functools
+import marshal
+import os
+import selectors
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from llamax.errors import ParameterError, SandboxError
+from llamax.sandbox.inside.launch import UNIQUE
+from llamax.sandbox.places import places
+
+Status = Literal["ok", "failed", "timeout", "memory", "denied"]
+MECHANISMS = ("namespaces", "landlock", "seccomp", "uid")
+WEAK = "LLAMAX_SANDBOX"  # environment variable; its value "weak" allows what `allow_weak` allows
+BOX = "/box"  # the program's folder, where it has a file system of its own
+GRACE = 10.0  # seconds after the wall limit until the launcher itself is taken to be stuck
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one program may use. Seconds and bytes.
+
+    `memory` bounds the address space of each process and what all of them hold together; `cpu` each process; `files`
+    the open ones; `disk` the folder and each file in it; `output` what is kept of stdout and of stderr: beyond it the
+    program is ended. `processes` counts threads, too.
+    """
+
+    wall: float = 20.0
+    cpu: float = 10.0
+    memory: int = 1 << 30
+    processes: int = 16
+    files: int = 64
+    disk: int = 64 << 20
+    output: int = 1 << 20
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 < value < 1 << 62:
+                raise ParameterError(f"limit {name}: should be a number above 0; got {value}")
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a program ended.
+
+    `ok`: by itself, with exit status 0. `failed`: an exception, another exit status, a signal. `timeout`: out of wall
+    or CPU time. `memory`: out of memory. `denied`: it failed or was ended after something was refused; `denied` says
+    what. `detail` is one line of why it is not ok. `seconds` of wall time, `cpu` seconds of CPU time (its own and
+    that of children it waited for), `memory` the most bytes held at once.
+    """
+
+    status: Status
+    stdout: str
+    stderr: str
+    detail: str = ""
+    denied: tuple[str, ...] = ()
+    seconds: float = 0.0
+    cpu: float = 0.0
+    memory: int = 0
+
+
+@functools.cache
+def active() -> frozenset[str]:
+    """Which of the mechanisms work on this machine for this user, found by trying them all once."""
+    wanted = frozenset(MECHANISMS) - (set() if os.getuid() == 0 else {"uid"})
+    while True:
+        outcome = _run(b"pass", Limits(), wanted)[0]
+        if "error" not in outcome and outcome.get("status") == 0:
+            return wanted
+        # Without a file system of its own, an interpreter in root's home is out of reach for another account.
+        failed = outcome.get("mechanism") or ("uid" if "uid" in wanted and "namespaces" not in wanted else "")
+        if failed not in wanted:
+            raise SandboxError(f"no program runs in the sandbox here: {outcome.get('error', 'python does not start')}")
+        wanted -= {failed}
+
+
+def weakness(mechanisms: Collection[str]) -> str:
+    """What these mechanisms together cannot prevent; an empty text if they suffice."""
+    if "namespaces" in mechanisms:
+        return ""
+    missing = [] if "landlock" in mechanisms else ["reading and writing of files"]
+    return " and ".join(missing + ([] if "seccomp" in mechanisms else ["use of the network"]))
+
+
+def execute(
+    program: str | bytes,
+    limits: Limits | None = None,
+    *,
+    stdin: bytes = b"",
+    mechanisms: Collection[str] | None = None,
+    allow_weak: bool = False,
+    channels: Sequence[int] = (),
+    until: int | None = None,
+) -> Result:
+    """Run a Python program shut in: its own empty folder, no network, no other processes, limits on everything.
+
+    It sees the standard library and no installed package, has an empty environment, and finds `channels` (descriptors
+    of the caller's, closed here) as descriptors 5, 6, ... All it started is gone when this returns. It is ended early
+    when `until`, the reading end of a pipe, says something or closes. `mechanisms` leaves some out (for tests); by
+    default all that work here are used.
+
+    Raises: SandboxError: they do not suffice to keep it from files and network, unless `allow_weak` is set or the
+    environment says LLAMAX_SANDBOX=weak.
+    """
+    used = active() if mechanisms is None else frozenset(mechanisms)
+    open_to = weakness(used)
+    if open_to and not (allow_weak or os.environ.get(WEAK) == "weak"):
+        raise SandboxError(
+            f"nothing here prevents {open_to} by a program (it needs user namespaces, or Landlock and seccomp; see "
+            f"`llamax doctor`); allow it with {WEAK}=weak"
+        )
+    source = program.encode("utf-8", "surrogatepass") if isinstance(program, str) else program
+    limits = limits or Limits()
+    outcome, out, err = _run(source, limits, used, stdin, channels, until)
+    if "error" in outcome and "status" not in outcome and not outcome["killed"]:
+        raise SandboxError(f"the sandbox does not start: {outcome['mechanism'] or 'launcher'}: {outcome['error']}")
+    return _result(outcome, out, err, limits)
+
+
+def _result(outcome: dict[str, Any], out: bytes, err: bytes, limits: Limits) -> Result:
+    """Read the launcher's account of how it ended."""
+    notes = outcome["notes"].decode(errors="replace").splitlines()
+    denied = tuple(dict.fromkeys([*outcome["refused"], *(note for note in notes if note != "MEMORY")]))
+    status, detail = _ending(outcome, limits, "MEMORY" in notes)
+    if status == "failed" and denied:
+        status = "denied"
+    if outcome["killed"] in ("output", "disk"):
+        status, denied = "denied", (*denied, detail)
+    texts = (text.decode(errors="replace") for text in (out, err))
+    return Result(status, *texts, detail, denied, outcome["seconds"], outcome.get("cpu", 0.0), outcome["peak"])
+
+
+def _ending(outcome: dict[str, Any], limits: Limits, out_of_memory: bool) -> tuple[Status, str]:
+    """Status and one line."""
+    killed = outcome["killed"]
+    if killed == "wall":
+        return "timeout", f"more than {limits.wall:g} s"
+    if killed == "memory":
+        return "memory", f"more than {limits.memory:,} bytes of memory"
+    if killed in ("output", "disk"):
+        return "failed", f"more than {getattr(limits, killed):,} bytes of {killed}"
+    if killed == "until":
+        return "failed", "ended from outside"
+    code = os.waitstatus_to_exitcode(outcome.get("status", 9))
+    if code == 0:
+        return "ok", ""
+    if out_of_memory:
+        return "memory", f"MemoryError at {limits.memory:,} bytes"
+    if code == -signal.SIGXCPU or (code == -signal.SIGKILL and outcome.get("cpu", 0) >= limits.cpu):
+        return "timeout", f"more than {limits.cpu:g} s of CPU time"
+    return "failed", f"exit status {code}" if code > 0 else f"signal {-code}"
+
+
+def _run(
+    source: bytes,
+    limits: Limits,
+    mechanisms: frozenset[str],
+    stdin: bytes = b"",
+    channels: Sequence[int] = (),
+    until: int | None = None,
+) -> tuple[dict[str, Any], bytes, bytes]:
+    """Start a launcher, hand it its order, collect what comes back: its account, stdout, stderr."""
+    with contextlib.ExitStack() as stack:
+        folder = "" if "namespaces" in mechanisms else stack.enter_context(_folder())
+        text = stack.enter_context(_file_in_memory(source))
+        given = stack.enter_context(_file_in_memory(stdin))
+        control, control_end = os.pipe()
+        result, result_end = os.pipe()
+        order = _order(limits, mechanisms, folder or BOX, text, channels)
+        code = f"import sys; sys.path.insert(0, {str(HERE)!r}); from inside import launch; "
+        code += f"launch.main({control}, {result_end})"
+        launcher = subprocess.Popen(
+            [places().python, "-I", "-S", "-c", code],
+            stdin=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, cwd="/",
+            pass_fds=[control, result_end, text, *channels], env=_environment(),
+        )  # fmt: skip
+        for handle in (control, result_end, *channels):
+            os.close(handle)
+        with launcher:
+            try:
+                os.write(control_end, marshal.dumps(order))
+                return _collect(launcher, result, control_end, limits, until)
+            finally:
+                os.close(control_end)
+                os.close(result)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    launcher.wait(GRACE)
+                launcher.kill()
+
+
+def _order(
+    limits: Limits, mechanisms: frozenset[str], box: str, program: int, channels: Sequence[int]
+) -> dict[str, Any]:
+    where = places()
+    allowed = (*(f"{path}/" for path in (*where.readable, box)), *where.readable, box, "/dev/null", "/dev/urandom")
+    return vars(limits) | {
+        "mechanisms": sorted(mechanisms),
+        "python": where.python,
+        "readable": where.readable,
+        "hidden": where.hidden,
+        "granted": where.granted,
+        "links": where.links,
+        "box": box,
+        "owned": box != BOX,
+        "uid": UNIQUE if _many_accounts() else 65534,
+        "program": program,
+        "channels": tuple(channels),
+        "code": f"{(HERE / 'inside' / 'boot.py').read_text()}\nrun({allowed!r})\n",
+        "environment": {"PYTHONHASHSEED": "0"} | _environment(),
+    }
+
+
+def _environment() -> dict[str, str]:
+    """Nothing, but for a Python whose own libraries are found by it alone."""
+    return {"LD_LIBRARY_PATH": ":".join(places().libraries)} if os.environ.get("LD_LIBRARY_PATH") else {}
+
+
+def _many_accounts() -> bool:
+    """Whether root may become any account it likes, which in some containers it may not."""
+    first, _, size = (int(number) for number in Path("/proc/self/uid_map").read_text().split()[:3])
+    return first == 0 and size > UNIQUE * 2
+
+
+@contextlib.contextmanager
+def _file_in_memory(content: bytes) -> Iterator[int]:
+    handle = os.memfd_create("llamax")
+    try:
+        with os.fdopen(os.dup(handle), "wb") as file:
+            file.write(content)
+        os.lseek(handle, 0, os.SEEK_SET)
+        yield handle
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[str]:
+    """A temporary folder on disk, removed whatever a program put there (names too deep for Python included)."""
+    folder = tempfile.mkdtemp(prefix="llamax-box-")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["rm", "-rf", "--", folder], stderr=subprocess.DEVNULL)
+
+
+def _collect(
+    launcher: subprocess.Popen, result: int, control: int, limits: Limits, until: int | None
+) -> tuple[dict[str, Any], bytes, bytes]:
+    """Read until the launcher has given its account; stop the program when it says too much, or `until` says so."""
+    texts = {launcher.stdout.fileno(): b"", launcher.stderr.fileno(): b"", result: b""}
+    deadline = time.monotonic() + limits.wall + GRACE
+    stopped = ""
+    with selectors.DefaultSelector() as selector:
+        for handle in (*texts, *([] if until is None else [until])):
+            selector.register(handle, selectors.EVENT_READ)
+        while texts.keys() & selector.get_map().keys() and time.monotonic() < deadline:
+            for key, _ in selector.select(0.5):
+                block = b"" if key.fd == until else os.read(key.fd, 65_536)
+                if not block:
+                    selector.unregister(key.fd)
+                if key.fd != until:
+                    texts[key.fd] += block
+                too_much = key.fd in texts and key.fd != result and len(texts[key.fd]) > limits.output
+                if too_much:
+                    texts[key.fd] = texts[key.fd][: limits.output]
+                if not stopped and (too_much or key.fd == until):
+                    stopped = "output" if too_much else "until"
+                    with contextlib.suppress(BrokenPipeError):  # it has just ended by itself
+                        os.write(control, b"stop")
+    out, err, account = texts.values()
+    if not account:
+        raise SandboxError(f"the sandbox's launcher died: {err.decode(errors='replace').strip()[-300:] or 'killed'}")
+    outcome = {"killed": "", "notes": b"", "refused": [], "seconds": 0.0, "peak": 0} | marshal.loads(account)
+    if stopped and (stopped == "output" or outcome["killed"]):
+        outcome["killed"] = stopped
+    return outcome, out, err

@@ -1,0 +1,55 @@
+"""The first lines of Python that run beside the program, in its own process: read it, run it, note what it asked for.
+
+This text is handed to `python -c`. The program can undo everything here, and gains nothing by it: what is refused is
+refused by the kernel. The notes only say in words which files were asked for.
+"""
+
+import os
+import sys
+
+PROGRAM, NOTES = 3, 4  # file descriptors
+ONE = """open os.listdir os.scandir os.chdir os.mkdir os.rmdir os.remove os.truncate os.chmod os.chown os.utime os.exec
+    os.posix_spawn subprocess.Popen"""  # events whose first argument is a path
+TWO = "os.rename os.link os.symlink"  # events whose first two are
+READ = dict.fromkeys(ONE.split(), 1) | dict.fromkeys(TWO.split(), 2)
+
+
+def run(allowed: tuple[str, ...], script: str = "program.py") -> None:
+    """Run the program that waits in descriptor 3; end the process with its status."""
+    with os.fdopen(PROGRAM, "rb") as file:
+        source = file.read()
+    os.environ.clear()
+    notes = NOTES
+    separator, up = "/", ".."
+    fspath, write = os.fspath, os.write
+
+    def listen(event: str, arguments: tuple) -> None:
+        if event == "os.system":  # there is no shell
+            write(notes, f"system {arguments[0][:300]!r}\n".encode())
+        if event not in READ:
+            return
+        for path in arguments[: READ[event]]:
+            try:
+                text = fspath(path)
+                text = text.decode(errors="replace") if isinstance(text, bytes) else text
+                inside = not text.startswith(separator) and up not in text
+                if inside or (text.startswith(allowed) and up not in text):
+                    continue
+                write(notes, f"{event.removeprefix('os.')} {text[:300]!r}\n".encode())
+            except (TypeError, OSError, ValueError, AttributeError):
+                continue
+
+    sys.argv = [script]
+    main = type(sys)("__main__")
+    main.__builtins__ = __builtins__
+    sys.modules["__main__"] = main
+    sys.addaudithook(listen)
+    try:
+        exec(compile(source, script, "exec", dont_inherit=True), main.__dict__)
+    except SystemExit:
+        raise
+    except BaseException as error:
+        if isinstance(error, MemoryError):
+            write(notes, b"MEMORY\n")
+        sys.excepthook(type(error), error.with_traceback(error.__traceback__.tb_next), error.__traceback__)
+        sys.exit(1)

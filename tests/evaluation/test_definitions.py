@@ -1,0 +1,347 @@
+"""Definitions: lm-eval's own prompts word for word, protocols, fingerprints, and a benchmark added by two files."""
+
+import importlib
+import json
+import re
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("lm_eval")
+
+from beside_lm_eval import check_against_lm_eval
+from little_benchmarks import little_card, write_lines
+from lm_eval.api.metrics import exact_match_hf_evaluate
+
+from llamax.errors import DataError, ParameterError
+from llamax.evaluation import benchmarks, definitions
+from llamax.evaluation.definitions import Settings, describe, exact_match, find, headline, names, resolved
+from llamax.evaluation.harness import load_tasks, measured, outcomes, prepare
+from llamax.evaluation.questions import questions
+
+TYPE_A = ["mmlu", "humaneval", "gsm8k", "gsm8k_cot", "nq_open", "truthfulqa_mc1", "truthfulqa_mc2"]
+
+
+def test_type_a_is_the_programmes_list_and_each_has_a_headline():
+    assert [name for name in names() if find(name).extras.type == "A"] == TYPE_A
+    assert len(set(names())) == len(names()) and {"leetcode", "jmmlu", "cmmlu", "mmmlu_de_de"} <= set(names())
+    assert {name: headline(name) for name in TYPE_A} == {
+        "mmlu": "acc",
+        "humaneval": "pass@1",
+        "gsm8k": "exact_match,flexible-extract",
+        "gsm8k_cot": "exact_match,flexible-extract",
+        "nq_open": "exact_match,remove_whitespace",
+        "truthfulqa_mc1": "acc",
+        "truthfulqa_mc2": "acc",
+    }
+    assert headline("jmmlu") == "acc" and headline("leetcode") == "pass@1"
+
+
+def test_what_stands_in_for_a_set_that_is_not_public_says_so():
+    titles = {name: find(name).extras.title for name in ("gre_like", "ap_like", "sat_en_proxy", "lsat_rc_proxy")}
+    assert titles["gre_like"].startswith("GRE-like") and titles["ap_like"].startswith("AP-like")
+    assert all("proxy" in titles[name] for name in ("sat_en_proxy", "lsat_rc_proxy"))
+    assert len(find("ap_like").files) == 13 and len(find("mmlu").files) == 57
+    assert not any("mathematics" in file.name for file in find("ap_like").files)
+
+
+def test_usual_shots_and_those_that_a_definition_fixes():
+    def shots(name, asked=None):
+        found = resolved(find(name), Settings(shots=asked))
+        (number,) = {config["num_fewshot"] for config in found.values()}
+        return number
+
+    assert {name: shots(name) for name in TYPE_A} == dict(zip(TYPE_A, [5, 0, 5, 8, 5, 0, 0], strict=True))
+    assert [shots(name, 3) for name in TYPE_A] == [3, 0, 3, 8, 3, 0, 0]
+    assert shots("mmlu", 0) == 0 and shots("mmmlu_de_de", 5) == 0 and shots("cmmlu") == 5 and shots("leetcode", 2) == 0
+
+
+# -- beside lm-eval itself --------------------------------------------------------------------------------------------
+
+
+LITTLE = [
+    ("mmlu_anatomy", "mmlu/default/mmlu_anatomy.yaml", 5),
+    ("gsm8k", "gsm8k/gsm8k.yaml", None),
+    ("gsm8k_cot", "gsm8k/gsm8k-cot.yaml", None),
+    ("nq_open", "nq_open/nq_open.yaml", 5),
+    ("truthfulqa_mc1", "truthfulqa/truthfulqa_mc1.yaml", None),
+    ("truthfulqa_mc2", "truthfulqa/truthfulqa_mc2.yaml", None),
+    ("humaneval", "humaneval/humaneval.yaml", None),
+    ("gre_like", "agieval/aqua-rat.yaml", None),
+]
+
+
+@pytest.mark.parametrize(("name", "file", "shots"), LITTLE)
+def test_requests_are_those_of_lm_eval(local_data, name, file, shots):
+    check_against_lm_eval(name, file, shots, 2)
+
+
+def test_our_tasks_leave_lm_evals_index_alone_and_import_no_metric_from_the_hub():
+    config = next(iter(resolved(find("humaneval"), Settings()).values()))
+    assert config["metric_list"] == [{"metric": "bypass"}] and config["filter_list"] is None
+
+
+# -- protocols --------------------------------------------------------------------------------------------------------
+
+
+def strict(name, answer, protocol):
+    """The score of one answer to the first item, by every metric."""
+    (part,) = prepare(name, settings=Settings(protocol=protocol))
+    part = part._replace(requests=part.requests[:1])
+    part.requests[0].resps.append(answer)
+    return {row.metric: row.outcome for row in outcomes(part)}
+
+
+def set_answer(root, number):
+    """GSM8K with the answer `number` to its first item."""
+    rows = [json.loads(line) for line in (root / "gsm8k" / "test.jsonl").read_text().strip().split("\n")]
+    rows[0]["answer"] = f"So.\n#### {number}"
+    write_lines(root / "gsm8k" / "test.jsonl", rows)
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "as_it_is", "mended"),
+    [
+        (" The answer is 18", "18", 0, 1),
+        (" The answer is 18.", "18", 1, 1),
+        (" The answer is 1,800.\n\n", "1800", 1, 1),
+        (" The answer is 1.8 dollars", "1.8", 1, 1),
+        (" The answer is -7", "-7", 0, 1),
+        (" The answer is 18", "1", 1, 0),
+        (" So 18 it is", "18", 0, 0),
+    ],
+)
+def test_the_unescaped_dot_is_kept_by_one_protocol_and_mended_by_the_other(local_data, answer, gold, as_it_is, mended):
+    set_answer(local_data, gold)
+    assert strict("gsm8k_cot", answer, "lm-eval")["exact_match,strict-match"] == as_it_is
+    assert strict("gsm8k_cot", answer, "llamax")["exact_match,strict-match"] == mended
+
+
+@pytest.mark.parametrize(
+    ("answer", "as_it_is", "mended"),
+    [
+        (" rock roll", 0, 1),  # the gold answer is Rock & Roll, whose ampersand goes and leaves two spaces
+        (" Rock & Roll", 1, 1),
+        (" 0", 1, 1),  # the other gold answer is The 0
+        (" rockroll", 0, 0),
+    ],
+)
+def test_the_double_spaces_are_kept_by_one_protocol_and_mended_by_the_other(local_data, answer, as_it_is, mended):
+    assert strict("nq_open", answer, "lm-eval") == {"exact_match,remove_whitespace": as_it_is}
+    assert strict("nq_open", answer, "llamax") == {"exact_match,remove_whitespace": mended}
+
+
+WORDS = st.lists(
+    st.sampled_from(["a ", "The ", "an", "ox", " ", "  ", "-", "&", ".", "ROCK", "18", "\u00e9"]), max_size=6
+)
+OPTIONS = {
+    "regexes_to_ignore": [r"\b(?:The |the |An |A |The |a |an )"],
+    "ignore_case": True,
+    "ignore_punctuation": True,
+}
+
+
+@given(WORDS.map("".join), WORDS.map("".join))
+def test_the_mended_match_differs_from_lm_evals_in_spaces_only(given_text, gold):
+    def theirs(text, other):
+        return exact_match_hf_evaluate(predictions=[text], references=[other], **OPTIONS)["exact_match"]
+
+    ours = exact_match(predictions=[given_text], references=[gold], **OPTIONS)["exact_match"]
+    assert ours >= theirs(given_text, gold), "a match was lost"
+    if not ours:  # nor is a mismatch one of spaces
+        assert normal_without_ends(given_text) != normal_without_ends(gold)
+
+
+def normal_without_ends(text):
+    """What lm-eval's steps make of a text, its runs of spaces squeezed by other means than ours."""
+    text = re.sub(OPTIONS["regexes_to_ignore"][0], "", text).lower()
+    text = "".join(letter for letter in text if letter not in string.punctuation)
+    return re.sub(" +", " ", text).strip()
+
+
+def test_the_protocols_mend_nothing_else():
+    for name in TYPE_A:
+        one, other = (definitions.plain(resolved(find(name), Settings(protocol=p))) for p in ("lm-eval", "llamax"))
+        differ = {key for task in one for key in one[task] if one[task][key] != other[task][key]}
+        assert differ == {"gsm8k_cot": {"filter_list"}, "nq_open": {"metric_list"}}.get(name, set())
+
+
+def prompts_of(name, **changes):
+    _, fingerprint = load_tasks(find(name), Settings(**changes))
+    return fingerprint
+
+
+def test_a_fingerprint_changes_with_what_decides_a_score_and_with_nothing_else(local_data):
+    assert prompts_of("gsm8k") == prompts_of("gsm8k", seed=5, protocol="llamax")
+    assert prompts_of("gsm8k") != prompts_of("gsm8k", shots=3)
+    assert prompts_of("gsm8k") != prompts_of("gsm8k", max_new_tokens=64)
+    assert prompts_of("gsm8k") != prompts_of("gsm8k", temperature=0.5)
+    assert prompts_of("gsm8k", samples=2, temperature=0.5) == prompts_of("gsm8k", temperature=0.5)
+    assert prompts_of("gsm8k_cot") != prompts_of("gsm8k_cot", protocol="llamax")
+    assert prompts_of("nq_open") != prompts_of("nq_open", protocol="llamax")
+    before = prompts_of("nq_open"), prompts_of("humaneval"), prompts_of("mmlu_anatomy")
+    pool = [{"question": f"who was number {n}", "answer": ["x"]} for n in range(6)]
+    write_lines(local_data / "nq_open" / "fewshot_pool_nqshort_train.jsonl", pool)
+    assert prompts_of("nq_open") != before[0], "another pool of examples is another prompt"
+    assert (prompts_of("humaneval"), prompts_of("mmlu_anatomy")) == before[1:]
+
+
+def test_the_same_rows_from_the_hub_have_the_same_fingerprint(local_data, monkeypatch):
+    before = prompts_of("gsm8k")
+    data = benchmarks.load("openai/gsm8k", "main")
+    monkeypatch.delenv("LLAMAX_DATA")
+    monkeypatch.setattr(benchmarks, "load_dataset", lambda *_: data)
+    assert prompts_of("gsm8k") == before
+
+
+def test_the_description_names_the_pool_that_stands_in_for_the_hubs(local_data, monkeypatch):
+    assert "5 shots from 6 rows of nq_open/fewshot_pool_nqshort_train.jsonl, not" in describe("nq_open", Settings())
+    monkeypatch.delenv("LLAMAX_DATA")
+    assert "5 shots, at most 256 new tokens" in describe("nq_open", Settings())
+    assert describe("humaneval", Settings(samples=20, temperature=0.8)).endswith("20 samples at temperature 0.8")
+    assert "faults mended" in describe("gsm8k_cot", Settings(protocol="llamax"))
+
+
+# -- counts -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mmlu_anatomy", "gsm8k", "nq_open", "truthfulqa_mc1", "humaneval", "gre_like"])
+def test_a_wrong_number_of_items_is_an_error(local_data, name):
+    benchmark = find(name)
+    more = benchmark._replace(extras=benchmark.extras.model_copy(update={"items": 99}))
+    with pytest.raises(DataError, match=rf"{name}: has \d items, should be 99 \(data card \w+\)"):
+        load_tasks(more, Settings())
+
+
+def test_a_subject_that_lost_an_item_is_an_error_of_the_whole(local_data):
+    file = local_data / "mmlu" / "test" / "virology_test.csv"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:2]))
+    for call in (lambda: prepare("mmlu_two", 2), lambda: questions("mmlu_two")):
+        with pytest.raises(DataError, match="mmlu_two: has 9 items, should be 10"):
+            call()
+
+
+# -- a benchmark of one's own -----------------------------------------------------------------------------------------
+
+TOY = """
+task: toy
+dataset_path: toy
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{question}}\\nAnswer:"
+doc_to_choice: "{{options}}"
+doc_to_target: "{{right}}"
+metric_list:
+  - metric: acc
+"""
+CARD = {
+    "name": "toy",
+    "title": "A toy",
+    "licence": "none",
+    "format": "benchmark",
+    "columns": {"question": "text", "options": "texts", "right": "number"},
+}
+
+
+@pytest.fixture
+def toy(local_data, monkeypatch):
+    """Two files, no Python: a definition in the folder of ours, and a data card. (And the data.)"""
+    monkeypatch.setattr(definitions, "OURS", local_data / "tasks")
+    (local_data / "tasks").mkdir()
+    (local_data / "tasks" / "toy.yaml").write_text(TOY)
+    rows = [{"question": f"Is {n} even?", "options": ["no", "yes"], "right": n % 2 ^ 1} for n in range(4)]
+    write_lines(local_data / "toy.jsonl", rows)
+    card = CARD | {"splits": {"test": {"local": "toy.jsonl", "items": 4}}}
+    (local_data / "data_cards" / "toy.md").write_text(f"---\n{json.dumps(card)}\n---\n")
+    return local_data
+
+
+def check_toy():
+    (part,) = prepare("toy")
+    assert [request.args for request in part.requests[:2]] == [
+        ("Is 0 even?\nAnswer:", " no"),
+        ("Is 0 even?\nAnswer:", " yes"),
+    ]
+    for request in part.requests:
+        request.resps.append((-1.0 if request.args[1] == " yes" else -2.0, False))
+    assert [row.outcome for row in outcomes(part)] == [1, 0, 1, 0]
+    (one,) = measured([part])
+    assert (one.metric, one.items, one.total, one.shots) == ("acc", 4, 4, 0)
+    assert [question.text for question in questions("toy")][1] == "Is 1 even?\nAnswer:"
+
+
+def test_a_benchmark_is_one_yaml_file_and_one_data_card(toy):
+    assert "toy" in names() and describe("toy", Settings()) == "llamax, 0 shots"
+    check_toy()
+
+
+def test_it_may_be_csv_or_parquet_too(toy):
+    import pandas as pd
+
+    frame = pd.read_json(toy / "toy.jsonl", lines=True)
+    frame.to_parquet(toy / "toy.parquet")
+    card = CARD | {"splits": {"test": {"local": "toy.parquet", "items": 4}}}
+    (toy / "data_cards" / "toy.md").write_text(f"---\n{json.dumps(card)}\n---\n")
+    clear_cards()
+    check_toy()
+    frame.assign(options=frame.options.map(json.dumps)).to_csv(toy / "toy.csv", index=False)
+    columns = {"question": "text", "options": "text", "right": "text"}
+    card = CARD | {"columns": columns, "splits": {"test": {"local": "toy.csv", "items": 4}}}
+    (toy / "data_cards" / "toy.md").write_text(f"---\n{json.dumps(card)}\n---\n")
+    clear_cards()
+    check_toy()
+
+
+def clear_cards():
+    """Cards are read once per folder and process."""
+    importlib.import_module("llamax.data.sources")._cards_in.cache_clear()
+
+
+def test_metadata_says_what_the_format_has_no_place_for(toy):
+    extra = 'metadata: {title: Toy, type: A, question: "{{question}}", cluster: right, headline: acc}\n'
+    (toy / "tasks" / "toy.yaml").write_text(TOY + extra)
+    assert find("toy").extras.type == "A" and questions("toy")[3].text == "Is 3 even?"
+    (part,) = prepare("toy")
+    for request in part.requests:
+        request.resps.append((0.0, False))
+    assert [row.cluster for row in outcomes(part)] == ["1", "0", "1", "0"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: text.replace("task: toy", "task: other"), r"toy\.yaml: task is 'other', should be 'toy'"),
+        (lambda text: text.replace("dataset_path: toy\n", ""), r"toy\.yaml: lacks 'dataset_path'; a definition has"),
+        (lambda text: text.replace("test_split: test\n", ""), "toy: its definition names neither test_split nor"),
+        (
+            lambda text: text + "metadata: {headlin: acc}\n",
+            r"toy\.yaml, metadata: unknown parameter 'headlin': did you",
+        ),
+        (lambda text: text + "metadata: {judge: mine}\n", r"toy\.yaml, metadata: parameter 'judge' = 'mine'"),
+        (lambda text: text + "metadata: {cluster: kind}\n", "toy: clusters by 'kind'; its items have question, opt"),
+        (lambda text: text.replace("{{question}}", "{{query}}"), "'query' is undefined; items have question, options"),
+        (
+            lambda text: text.replace("{{right}}", "{{wrong}}"),
+            "toy/0: a template of its definition: 'wrong' is undefined; items have question",
+        ),
+        (lambda text: text.replace("{{question}}", "{{question"), "toy: its template .* cannot be read"),
+        (lambda text: text + "  - [", r"toy\.yaml: not a task definition"),
+    ],
+)
+def test_a_definition_with_a_fault_is_one_clear_line(toy, change, said):
+    (toy / "tasks" / "toy.yaml").write_text(change(TOY))
+    with pytest.raises(ParameterError, match=said) as caught:
+        (part,) = prepare("toy")
+        for request in part.requests:
+            request.resps.append((0.0, False))
+        list(outcomes(part))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_card_without_the_split_or_with_another_number_is_an_error(toy):
+    little_card(toy, "gsm8k", splits={"train": {"local": "gsm8k/train.jsonl.gz", "items": 12}})
+    clear_cards()
+    with pytest.raises(DataError, match="openai/gsm8k: has no split 'test', only train"):
+        prepare("gsm8k_cot")
