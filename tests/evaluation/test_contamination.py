@@ -668,6 +668,17 @@ def test_gsm8k_and_leetcode_as_counted(shared_data, monkeypatch):
     assert found == {"gsm8k": (0, 0, 0), "humaneval": (0, 15, 0)}
 
 
+def test_mgsm_is_a_part_of_gsm8k(shared_data, monkeypatch, tmp_path):
+    """All 250 English items are GSM8K test items; the German translation holds none."""
+    monkeypatch.setenv("LLAMAX_DATA", str(shared_data))
+    items = benchmark_items(["gsm8k"])
+    for language, whole in (("en", 250), ("de", 0)):
+        path = tmp_path / f"{language}.txt"
+        path.write_bytes((shared_data / "mgsm" / f"mgsm_{language}.tsv").read_bytes())
+        report = check(str(path), items)
+        assert (report.documents, report.items["question"].sum()) == (250, whole)
+
+
 @pytest.mark.slow
 def test_alpaca_and_all_of_type_a_as_counted(shared_data, monkeypatch):
     monkeypatch.setenv("LLAMAX_DATA", str(shared_data))
