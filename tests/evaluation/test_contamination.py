@@ -216,6 +216,13 @@ class TestFinding:
         assert noted[0] == 10
         assert 1 in noted
 
+    @pytest.mark.parametrize("piece", [1, 1000])
+    def test_the_row_of_a_question_is_the_first_in_whatever_order(self, piece):
+        scan = Scan(Index([item("no", NINE)]), piece)
+        run(scan, [Document(row, f"{NINE}? {NINE}!") for row in (5, 2, 9)])
+        assert item_table(scan)["rows"][0] == [2]
+        assert row_table(scan)["row"].tolist() == [2, 5, 9]
+
     def test_languages(self):
         question = "世界で一番高い山は何という名前ですか"
         table, _ = scanned([item(question)], [f"質問：「{question}」"])
