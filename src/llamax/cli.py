@@ -258,6 +258,25 @@ def pretrain_nano(
     print(f"{folder}: copy it over src/llamax/models/nano/ to ship it")
 
 
+@app.command()
+def contamination(
+    source: Annotated[str, typer.Argument(help="training data: a named source (data_cards/), a file or a hub id")],
+    against: Annotated[str, typer.Option(help="benchmarks, with commas between; all: those of Type A")] = "all",
+    split: Annotated[str, typer.Option(help="of a named source or a hub id")] = "train",
+    fields: Annotated[str, typer.Option(help="take the text from these fields of a row, with commas between")] = "",
+    rule: Annotated[str, typer.Option(help="which items are listed and left out")] = "ngram_13_or_question",
+    outcomes: Annotated[Path | None, typer.Option(help="a run's items.parquet: its scores without those items")] = None,
+    json: Annotated[bool, typer.Option("--json", help="as JSON: the summary and every item with a hit")] = False,
+    out: Annotated[Path | None, typer.Option(help="folder for report.json, items.parquet and rows.parquet")] = None,
+    decontaminate: Annotated[Path | None, typer.Option(help="folder for the data without the rows that leak")] = None,
+) -> None:
+    """Say which test items a training set holds: common 13-grams and 8-grams, and whole questions."""
+    from llamax.evaluation.contamination import command
+
+    named = [name.strip() for name in fields.split(",") if name.strip()]
+    command.run(source, against, split, named, rule, outcomes=outcomes, json=json, out=out, clean=decontaminate)
+
+
 @data.command("inspect")
 def data_inspect(
     source: Annotated[str, typer.Argument(help="a named source (data_cards/), a file, a folder or a hub id")],

@@ -94,6 +94,17 @@ def read_preferences(source: str, *, split: str = "train", limit: int | None = N
     return convert_preferences(_rows(origin, split), str(origin.file or source), limit=limit)
 
 
+def rows(source: str, split: str = "train") -> Iterator[tuple[str, Any]]:
+    """(place, row) pairs of `source`, as they are stored: "row 7" or "line 7", from 1; a broken line is a `RowError`.
+
+    Raises: DataError: no such source, or one that has no rows.
+    """
+    origin = find(source, split)
+    if origin.world:
+        raise DataError(f"{source}: has no rows: its conversations are made, not read")
+    return _rows(origin, split)
+
+
 def fingerprint(source: str, split: str | None = None) -> str:
     """Hex hash of a source's content, of all its splits if none is named.
 

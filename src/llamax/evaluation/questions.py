@@ -7,14 +7,16 @@ from jinja2 import TemplateError
 from lm_eval.utils import env
 
 from llamax.errors import ParameterError
+from llamax.evaluation.benchmarks import LETTERS
 from llamax.evaluation.definitions import check_size, configs, documents, find, loader
 
 
 class Question(NamedTuple):
-    """What an item asks: without worked examples, and without options where they are a column of their own."""
+    """What an item asks, without worked examples; the options that its prompt shows, one a line, apart from it."""
 
     item: str
     text: str
+    options: str = ""
 
 
 def questions(name: str) -> list[Question]:
@@ -26,10 +28,19 @@ def questions(name: str) -> list[Question]:
     found: dict[str, list[Question]] = {}
     for task, config in sorted(configs(benchmark).items()):
         fill = template(benchmark.extras.question or config["doc_to_text"], task)
-        docs = documents(config, data(config))
-        found[task] = [Question(f"{task}/{number}", fill(doc)) for number, doc in enumerate(docs)]
+        prompt = template(config["doc_to_text"], task)
+        found[task] = [
+            Question(f"{task}/{number}", fill(doc), _options(doc, prompt(doc)))
+            for number, doc in enumerate(documents(config, data(config)))
+        ]
     check_size(benchmark, {task: len(asked) for task, asked in found.items()}, config)
     return [question for asked in found.values() for question in asked]
+
+
+def _options(doc: dict[str, Any], prompt: str) -> str:
+    """The options of an item, one a line: columns (`choices`, or A, B, ...) that the prompt shows; else none."""
+    choices = doc.get("choices") or [doc[letter] for letter in LETTERS if letter in doc]
+    return "\n".join(map(str, choices)) if all(str(choice) in prompt for choice in choices) else ""
 
 
 def template(text: str, task: str) -> Callable[[dict[str, Any]], str]:
