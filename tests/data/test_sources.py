@@ -25,7 +25,7 @@ def alpaca_file(tmp_path):
 def test_every_data_card_fits_the_schema():
     paths = sorted((repository() / "data_cards").glob("*.md"))
     read_cards = [read_card(path) for path in paths]
-    assert {card.name for card in read_cards} == {"alpaca", "gsm8k", "mmlu", "nano", "truthfulqa"}
+    assert {card.name for card in read_cards} == {"alpaca", "gsm8k", "mmlu", "mt_bench", "nano", "self_instruct", "truthfulqa"}
     assert len(cards()) == len(paths)
     for card in read_cards:
         assert card.format == "world" or (
@@ -33,7 +33,7 @@ def test_every_data_card_fits_the_schema():
         )
 
 
-@pytest.mark.parametrize("name", ["alpaca", "gsm8k", "mmlu", "truthfulqa"])
+@pytest.mark.parametrize("name", ["alpaca", "gsm8k", "mmlu", "mt_bench", "self_instruct", "truthfulqa"])
 def test_cards_describe_the_local_copies(monkeypatch, shared_data, name):
     monkeypatch.setenv("LLAMAX_DATA", str(shared_data))
     for split in cards()[name].splits.values():
