@@ -25,7 +25,15 @@ def alpaca_file(tmp_path):
 def test_every_data_card_fits_the_schema():
     paths = sorted((repository() / "data_cards").glob("*.md"))
     read_cards = [read_card(path) for path in paths]
-    assert {card.name for card in read_cards} == {"alpaca", "gsm8k", "mmlu", "mt_bench", "nano", "self_instruct", "truthfulqa"}
+    assert {card.name for card in read_cards} == {
+        "alpaca",
+        "gsm8k",
+        "mmlu",
+        "mt_bench",
+        "nano",
+        "self_instruct",
+        "truthfulqa",
+    }
     assert len(cards()) == len(paths)
     for card in read_cards:
         assert card.format == "world" or (

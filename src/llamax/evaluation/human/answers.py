@@ -110,5 +110,7 @@ def generate_answers(
 
 def _so_far(prompt: Prompt, answers: tuple[str, ...]) -> tuple:
     """The conversation up to the user's next turn."""
-    past = [message for pair in zip(prompt.turns, answers, strict=False) for message in (user(pair[0]), assistant(pair[1]))]
+    past = [
+        message for pair in zip(prompt.turns, answers, strict=False) for message in (user(pair[0]), assistant(pair[1]))
+    ]
     return (*past, user(prompt.turns[len(answers)]))

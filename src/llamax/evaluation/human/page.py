@@ -24,7 +24,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import PlainTextResponse
 
 from llamax.errors import LlamaxError, ParameterError
-from llamax.evaluation.human.plan import Study
+from llamax.evaluation.human.plan import Study, names_in
 from llamax.evaluation.human.store import Item, Sheet, Stale, Vote, cast, checked_code, open_sheet
 
 HERE = Path(__file__).parent
@@ -40,8 +40,8 @@ OPEN = ("/gradio_api/queue/", "/gradio_api/run/", "/gradio_api/api/", "/gradio_a
 OPEN_EXACTLY = ("/", "/config", "/theme.css", "/manifest.json", "/favicon.ico", "/gradio_api/startup-events")
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; object-src 'none'; "
-    "frame-ancestors 'none'; base-uri 'self'; form-action 'self'"
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
+    "object-src 'none'; frame-ancestors 'none'; base-uri 'self'; form-action 'self'"
 )
 GUIDE = (
     "Which answer would you rather have been given? Judge first whether it does what was asked, then whether it is "
@@ -70,8 +70,7 @@ class Desk:
 
     def __init__(self, study: Study):
         self.study = study
-        names = sorted(study.plan.names, key=len, reverse=True)
-        self.names = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, names))})(?!\w)", re.IGNORECASE)
+        self.names = names_in(study.plan)
 
     def sign_in(self, code: str) -> tuple[str, View]:
         """The rater's checked code and first view; "" and the sign-in view with a note if it is refused."""
@@ -131,7 +130,7 @@ class Desk:
         vote = sheet.votes.get(number)
         texts = self._texts(sheet.items[number])
         if again and vote:
-            note = f"You are looking at pair {number + 1} again. You chose “{button_text(vote)}”; choose anew to change it."
+            note = f"Pair {number + 1} again: you chose “{button_text(vote)}”. Choose anew to change it."
         shown = f"+{number}" if again and vote else str(number)
         can_go_back = any(earlier < number for earlier in sheet.votes)
         return View(
@@ -187,12 +186,12 @@ def thanks(sheet: Sheet) -> str:
 
 
 def panel(title: str, prefix: str, texts: Sequence[str], names: re.Pattern, part: str) -> str:
-    """A card of plain text, part by part where there is more than one turn. Whatever the text holds is shown as text."""
+    """A card of texts, one per turn, each shown as the plain text that it is."""
     label = f"{prefix} {title}".strip()
     blocks = []
     for number, text in enumerate(texts, 1):
         if len(texts) > 1:
-            blocks.append(f'<h4>{part} {number}</h4>')
+            blocks.append(f"<h4>{part} {number}</h4>")
         empty = '<p class="empty">(an empty answer)</p>'
         blocks.append(f'<div class="text" dir="auto">{plain(text, names)}</div>' if text else empty)
     head = f"{prefix} <b>{title}</b>" if prefix else title
@@ -219,7 +218,7 @@ def build(study: Study) -> gr.Blocks:
         shown = gr.Textbox(visible="hidden", elem_id="shown", container=False)
         note = gr.HTML(elem_id="note", padding=False)
         with gr.Column(visible=False, elem_id="door") as door:
-            gr.HTML(f'<h1>Side by side</h1><p>{GUIDE}</p>', elem_id="welcome", padding=False)
+            gr.HTML(f"<h1>Side by side</h1><p>{GUIDE}</p>", elem_id="welcome", padding=False)
             code = gr.Textbox(
                 label="Your rater code", info="Letters and digits, as you were told. Come back with it any time.",
                 elem_id="code", max_length=64,
@@ -271,8 +270,8 @@ def updates(view: View) -> list[Any]:
     """A view as what gradio sets, in the order of `parts` in `build`."""
     here = lambda yes: gr.update(visible=yes)  # noqa: E731
     return [
-        here(not view.signed_in), here(view.signed_in), here(view.signed_in and not view.finished), view.bar, view.prompt,
-        view.left, view.right, view.shown, view.reason, view.note, here(view.can_go_back),
+        here(not view.signed_in), here(view.signed_in), here(view.signed_in and not view.finished),
+        view.bar, view.prompt, view.left, view.right, view.shown, view.reason, view.note, here(view.can_go_back),
     ]  # fmt: skip
 
 

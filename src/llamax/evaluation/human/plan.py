@@ -6,9 +6,10 @@ with k raters per prompt and m votes per rater the variance of the mean over n v
 
     1 + (k - 1) rho_prompt + (m - 1) rho_rater
 
-(Kish 1965, ch. 5, for two crossed groupings), so n = (z_level + z_power)^2 * variance / (w - 1/2)^2 * design effect.
-The defaults for t and the two correlations are what the 1,150 blind votes of Wang et al. (2023, the Tulu study) show:
-33% ties, 0.25 within a prompt and 0.00 to 0.02 within a rater.
+(Kish 1965, ch. 5, for two crossed groupings). The analysis tests w with a t whose degrees of freedom come from prompts
+and raters alike (`analyse.crossed_mean`), so a handful of raters costs power here as it does there; a simulation in the
+tests holds the two together. The defaults for t and the two correlations are what the 1,150 blind votes of Wang et al.
+(2023, the Tulu study) show: 33% ties, 0.25 within a prompt and 0.00 to 0.02 within a rater.
 """
 
 import itertools
@@ -16,6 +17,7 @@ import json
 import math
 import os
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -31,6 +33,7 @@ from llamax.files import locate, sha256_file, sha256_json, write_atomic
 
 FILE = "plan.json"
 RATERS = "raters"
+MOST_PROMPTS = 2**20  # beyond it nobody rates
 
 
 class Design(Parameters):
@@ -57,11 +60,6 @@ class Design(Parameters):
         if self.raters is not None and self.raters < self.raters_per_prompt:
             raise ValueError(f"raters = {self.raters}: fewer than raters_per_prompt = {self.raters_per_prompt}")
         return self
-
-    @property
-    def z(self) -> float:
-        """Standard errors between 1/2 and the win rate: of the level, on its sides, and of the power."""
-        return float(stats.norm.isf(self.level / self.sides) + stats.norm.isf(1 - self.power))
 
 
 class Size(NamedTuple):
@@ -91,7 +89,7 @@ class Plan(Config):
     prompts: tuple[str, ...] = Field(description="ids, in the order in which raters share them out")
     prompts_sha256: str
     design: Design
-    needed: dict[str, int]
+    needed: int | None = Field(description="prompts that have the power asked for; None where no number has it")
     raters: PositiveInt
     digest: str = Field("", description="sha256 of all the rest")
 
@@ -122,13 +120,25 @@ def variance(win_rate: float, ties: float) -> float:
     return win_rate - ties / 4 - win_rate**2
 
 
-def design_effect(design: Design, votes_per_rater: float) -> float:
-    """How many times the variance of a mean of independent votes the mean of these votes has."""
-    return (
-        1
-        + (design.raters_per_prompt - 1) * design.prompt_correlation
-        + max(votes_per_rater - 1, 0) * design.rater_correlation
-    )
+def power(design: Design, prompts: int, raters: int, win_rate: float | None = None) -> float:
+    """Power to tell `win_rate` (the design's, if None) from 1/2 with `prompts` prompts and `raters` raters.
+
+    A noncentral t with Satterthwaite's degrees of freedom for the sum of the parts: what prompts share, what raters
+    share, less a single vote's part, which is in both. One rater's taste cannot be told from the models' merit.
+    """
+    d, w = design, design.win_rate if win_rate is None else win_rate
+    votes = prompts * d.raters_per_prompt
+    of_prompts = 1 + (d.raters_per_prompt - 1) * d.prompt_correlation
+    of_raters = 1 + max(votes / raters - 1, 0) * d.rater_correlation
+    effect, freedom = of_prompts + of_raters - 1, float(prompts - 1)
+    if raters > 1 and prompts > 1:
+        noise = of_prompts**2 / (prompts - 1) + of_raters**2 / (raters - 1) + 1 / ((prompts - 1) * (raters - 1))
+        freedom = min(max(effect**2 / noise, 1.0), freedom)
+    spread = variance(w, min(d.ties, 2 * (1 - w))) * effect / votes
+    if freedom < 1:
+        return 0.0
+    critical = stats.t.isf(d.level / d.sides, freedom)
+    return float(stats.nct.sf(critical, freedom, (w - 0.5) / math.sqrt(spread))) if spread > 0 else 1.0
 
 
 def needed(design: Design, models: int = 2) -> Size:
@@ -136,40 +146,42 @@ def needed(design: Design, models: int = 2) -> Size:
 
     Raises: ParameterError: so few raters that no number of prompts would do.
     """
-    d, pairs = design, models * (models - 1) // 2
-    independent = d.z**2 * variance(d.win_rate, d.ties) / (d.win_rate - 0.5) ** 2
-    if d.raters is None:
-        votes = independent * design_effect(d, d.votes_per_rater / pairs)
-        prompts = math.ceil(votes / d.raters_per_prompt)
-        raters = max(d.raters_per_prompt, math.ceil(prompts * d.raters_per_prompt * pairs / d.votes_per_rater))
-        return Size(prompts, raters, prompts * d.raters_per_prompt)
-    room = 1 - independent * d.rater_correlation / d.raters  # votes = independent * (rest + votes / raters * rho)
-    if room <= 0:
-        least = math.floor(independent * d.rater_correlation) + 1
-        raise ParameterError(
-            f"parameter 'raters' = {d.raters}: votes of one rater resemble each other (rater_correlation = "
-            f"{d.rater_correlation}), so that no number of prompts will do; it takes at least {least} raters"
-        )
-    rest = design_effect(d, 1) - d.rater_correlation
-    prompts = math.ceil(max(independent * rest / room, 1) / d.raters_per_prompt)
-    return Size(prompts, d.raters, prompts * d.raters_per_prompt)
+    enough = lambda prompts: power(design, prompts, _raters(design, prompts, models)) >= design.power  # noqa: E731
+    most = 2
+    while not enough(most):
+        most *= 2
+        if most > MOST_PROMPTS:
+            raise ParameterError(_too_few_raters(design))
+    least = most // 2
+    while most - least > 1:
+        middle = (least + most) // 2
+        least, most = (least, middle) if enough(middle) else (middle, most)
+    return Size(most, _raters(design, most, models), most * design.raters_per_prompt)
 
 
-def power(design: Design, prompts: int, raters: int, win_rate: float | None = None) -> float:
-    """Power to tell `win_rate` (the design's, if None) from 1/2 with `prompts` prompts and `raters` raters."""
-    w = design.win_rate if win_rate is None else win_rate
-    votes = prompts * design.raters_per_prompt
-    spread = variance(w, min(design.ties, 2 * (1 - w))) * design_effect(design, votes / raters) / votes
-    if spread <= 0:
-        return 1.0
-    return float(stats.norm.sf(stats.norm.isf(design.level / design.sides) - (w - 0.5) / math.sqrt(spread)))
+def _raters(design: Design, prompts: int, models: int) -> int:
+    """How many raters share the prompts: those that there are, or as many as keep to `votes_per_rater` each."""
+    if design.raters is not None:
+        return design.raters
+    votes = prompts * design.raters_per_prompt * models * (models - 1) // 2
+    return max(design.raters_per_prompt, math.ceil(votes / design.votes_per_rater))
+
+
+def _too_few_raters(design: Design) -> str:
+    """Why no number of prompts will do, and how many raters would."""
+    few = design.raters or design.raters_per_prompt
+    doing = (n for n in range(few, 10_000) if power(design, MOST_PROMPTS, n) >= design.power)
+    return (
+        f"parameter 'raters' = {few}: no number of prompts will do, since votes of one rater resemble each other "
+        f"(rater_correlation = {design.rater_correlation}); it takes at least {next(doing, 10_000)} raters"
+    )
 
 
 def detectable(design: Design, prompts: int, raters: int) -> float | None:
     """The smallest win rate that a study of this size shows with the design's power; None where none is."""
     short = lambda w: power(design, prompts, raters, w) - design.power  # noqa: E731
-    top = 1 - 1e-9
-    return float(optimize.brentq(short, 0.5 + 1e-9, top)) if short(top) > 0 else None
+    top = 1 - 1e-6
+    return float(optimize.brentq(short, 0.5 + 1e-6, top)) if short(top) > 0 else None
 
 
 def make_plan(
@@ -191,9 +203,10 @@ def make_plan(
     if voted := sorted((folder / RATERS).glob("*.jsonl")):
         raise DataError(f"{folder}: {len(voted)} raters have voted by the plan that is there; choose another folder")
     _check_models(answers)
-    size = needed(design, len(answers))
     pool = read_prompts(source, turns=turns, limit=limit)
-    drawn = random.Random(f"{seed}/prompts").sample(pool, min(size.prompts, len(pool)))
+    enough = _enough(design, len(answers))
+    wanted = enough or design.raters * design.votes_per_rater // (design.raters_per_prompt * math.comb(len(answers), 2))
+    drawn = random.Random(f"{seed}/prompts").sample(pool, min(max(wanted, 1), len(pool)))
     found = {name: read_answers(file, drawn) for name, file in answers}
     models = tuple(
         Model(name=name, answers=os.path.relpath(locate(file), folder), sha256=sha256_file(locate(file)))
@@ -201,10 +214,21 @@ def make_plan(
     )
     plan = Plan(
         seed=seed, models=models, source=source, turns=turns, prompts=tuple(prompt.id for prompt in drawn),
-        prompts_sha256=prompts_hash(drawn), design=design, needed=size._asdict(), raters=_raters(design, drawn, models),
+        prompts_sha256=prompts_hash(drawn), design=design, needed=enough, 
+        raters=_raters(design, len(drawn), len(models)),
     ).sealed()  # fmt: skip
     write_atomic(folder / FILE, plan.model_dump_json(indent=1) + "\n")
     return Study(folder, plan, {prompt.id: prompt for prompt in drawn}, found)
+
+
+def _enough(design: Design, models: int) -> int | None:
+    """Prompts that a study needs, or None where its raters are too few: it can be run, and says what it can show."""
+    try:
+        return needed(design, models).prompts
+    except ParameterError:
+        if design.raters is None:
+            raise
+        return None
 
 
 def _check_models(answers: Sequence[tuple[str, Path | str]]) -> None:
@@ -222,14 +246,6 @@ def _check_models(answers: Sequence[tuple[str, Path | str]]) -> None:
         if other != name:
             raise DataError(f"{file}: the answers of {name!r} and of {other!r} are the same file; give two models")
         names.add(name.casefold())
-
-
-def _raters(design: Design, drawn: Sequence[Prompt], models: Sequence[Model]) -> int:
-    """How many raters share the drawn prompts."""
-    if design.raters is not None:
-        return design.raters
-    votes = len(drawn) * design.raters_per_prompt * len(models) * (len(models) - 1) // 2
-    return max(design.raters_per_prompt, math.ceil(votes / design.votes_per_rater))
 
 
 def read_plan(folder: Path | str) -> Plan:
@@ -286,18 +302,29 @@ def describe(design: Design, models: int = 2) -> list[str]:
 def describe_plan(study: Study) -> list[str]:
     """What this plan does, what it can show, and what a reader should know before rating begins."""
     plan, d = study.plan, study.plan.design
-    lines = describe(d, len(plan.models))
-    count, wanted = len(plan.prompts), plan.needed["prompts"]
-    share = math.ceil(count * d.raters_per_prompt / plan.raters) * len(plan.pairs)
+    count, pairs = len(plan.prompts), len(plan.pairs)
+    share = math.ceil(count * d.raters_per_prompt / plan.raters) * pairs
+    lines = describe(d, len(plan.models)) if plan.needed else [_too_few_raters(d)]
     lines.append(f"this plan: {count} prompts of {plan.source}, {plan.raters} raters, about {share} votes from each")
-    if count < wanted:
+    if plan.needed is None or count < plan.needed:
         least = detectable(d, count, plan.raters)
-        lines.append(
-            f"  too few: {plan.source} has {count} prompts and {wanted} are needed; the power is "
-            f"{power(d, count, plan.raters):.0%}, and the smallest win rate shown with {d.power:.0%} is "
-            + (f"{least:.1%}" if least else "none")
-        )
+        shown = f"the smallest win rate shown with {d.power:.0%} is {least:.1%}" if least else "nothing is shown"
+        lines.append(f"  too few to show {d.win_rate:.1%}: the power is {power(d, count, plan.raters):.0%}; {shown}")
     same = sum(study.answers[a][p] == study.answers[b][p] for a, b in plan.pairs for p in plan.prompts)
     if same:
-        lines.append(f"  {same} of {count * len(plan.pairs)} pairs hold the same answer twice: sure ties")
+        lines.append(f"  {same} of {count * pairs} pairs hold the same answer twice: sure ties")
+    if named := _named(study):
+        lines.append(f"  {named} answers hold the name of a model; the page shows […] in its place")
     return lines
+
+
+def names_in(plan: Plan) -> re.Pattern:
+    """Finds the models' names as words of a text, in upper or lower case."""
+    names = sorted(plan.names, key=len, reverse=True)
+    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, names))})(?!\w)", re.IGNORECASE)
+
+
+def _named(study: Study) -> int:
+    """How many answers give a model away."""
+    pattern = names_in(study.plan)
+    return sum(any(map(pattern.search, texts)) for said in study.answers.values() for texts in said.values())

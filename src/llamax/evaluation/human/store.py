@@ -91,14 +91,15 @@ def checked_code(text: str) -> str:
 
 
 def items_of(plan: Plan, rater: str, seat: int) -> list[Item]:
-    """What the rater of `seat` is shown, in order: every k-th prompt by turns, all pairs of models of each.
+    """What the rater of `seat` is shown, in order: a share of the prompts, all pairs of models of each.
 
-    Prompt i goes to the seats i, i+1, ... i+k-1 (modulo the plan's raters), for k raters per prompt, so that shares
-    are equal and overlap. Order and sides are drawn from the plan's seed and the code; each model of a pair stands on
-    the left half of the time.
+    Prompts are dealt like cards, one to each of the next k seats, so that shares differ by one prompt at most. Where k
+    divides the number of seats each round begins a seat further, or the same k raters would always meet. Order and
+    sides are drawn from the plan's seed and the code; each model of a pair stands on the left half of the time.
     """
     k, seats = plan.design.raters_per_prompt, plan.raters
-    mine = [name for i, name in enumerate(plan.prompts) if (seat - i) % seats < k]
+    starts = (i * k + (i * k // seats if seats % k == 0 else 0) for i in range(len(plan.prompts)))
+    mine = [name for name, start in zip(plan.prompts, starts, strict=True) if (seat - start) % seats < k]
     draw = random.Random(f"{plan.seed}/{rater}")
     items: list[Item] = []
     for one, other in plan.pairs:
