@@ -122,6 +122,43 @@ def results(
             print(table(group))
 
 
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="a CSV, JSONL, JSON or Parquet file, or a run[:MODEL or :COLUMN=VALUE]")],
+    b: Annotated[str, typer.Argument(help="another on the same items; differences are B minus A")],
+    cluster: Annotated[str | None, typer.Option(help="column: what items share, such as subject")] = None,
+    item: Annotated[list[str] | None, typer.Option(help="column: an item's id (repeat it for several)")] = None,
+    outcome: Annotated[str, typer.Option(help="column: a number, true or false")] = "outcome",
+    sample: Annotated[str | None, typer.Option(help="column: numbers answers to one item; averaged")] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help="keep only these rows of both", metavar="COLUMN=VALUE")
+    ] = None,
+    benchmark: Annotated[str | None, typer.Option(help="short for --where benchmark=...")] = None,
+    metric: Annotated[str | None, typer.Option(help="short for --where metric=...")] = None,
+    margin: Annotated[float, typer.Option(help="gain to be exceeded, in points for outcomes in 0..1")] = 0.0,
+    common: Annotated[bool, typer.Option("--common", help="leave out items that only one has")] = False,
+    json: Annotated[bool, typer.Option("--json", help="as one JSON object")] = False,
+) -> None:
+    """Compare two systems item by item: difference, standard errors, tests, and what could be shown at all."""
+    from json import dumps
+
+    from llamax.runs.per_item import Columns, pair, read_items
+    from llamax.statistics import comparison
+
+    kept = read_conditions([*(where or []), *_conditions(benchmark=benchmark, metric=metric)])
+    columns = Columns(tuple(item or ["item"]), outcome, cluster, sample)
+    pairs = pair(read_items(a, columns, kept), read_items(b, columns, kept), common=common)
+    if cluster is not None and pairs.clusters is None:
+        raise ParameterError(f"--cluster {cluster}: neither {a} nor {b} has such a column")
+    found = comparison.compare_outcomes(*pairs.outcomes, pairs.clusters, margin=margin)
+    if json:
+        print(dumps(comparison.as_json(found, pairs.names, pairs.only), indent=1, ensure_ascii=False))
+        return
+    if any(pairs.only):
+        print(f"left out: {pairs.only[0]} items only in {a}, {pairs.only[1]} only in {b}", file=sys.stderr)
+    print(comparison.as_table(found, pairs.names, cluster))
+
+
 @paper.command("build")
 def paper_build(
     version: Annotated[str, typer.Argument(help="a folder of papers/, such as 3.0.1")],
@@ -275,6 +312,24 @@ def human_analyse(
     found = analyse(study)
     path = write(study, found)
     print(path.read_text(), end="") if json else print(f"{report(found)}\n{path}")
+
+
+def read_conditions(pairs: list[str]) -> dict[str, str]:
+    """`["filter=strict-match", ...]` as a mapping. Raises: ParameterError: a pair without `=`, or a column twice."""
+    kept: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.strip():
+            raise ParameterError(f"--where {pair!r}: write COLUMN=VALUE, such as filter=strict-match")
+        if name.strip() in kept:
+            raise ParameterError(f"--where {name.strip()}: given twice")
+        kept[name.strip()] = value.strip()
+    return kept
+
+
+def _conditions(**named: str | None) -> list[str]:
+    """Options that have names of their own, as conditions."""
+    return [f"{name}={value}" for name, value in named.items() if value is not None]
 
 
 def read_overrides(pairs: list[str]) -> dict[str, Any]:

@@ -1,10 +1,13 @@
-"""How sure a number is: clustered intervals, paired tests, the bootstrap, and gains over items and training seeds.
+"""How sure a number is: clustered intervals, paired tests, power, preferences, agreement and calibration.
 
 Items that share a source (one passage, one subject) are not independent: give their `clusters` and the standard error
 counts clusters, not items. Comparisons are paired, item by item.
 """
 
+from llamax.statistics.agreement import krippendorff_alpha
 from llamax.statistics.bootstrap import paired_bootstrap
+from llamax.statistics.calibration import Calibration, brier_score, expected_calibration_error
+from llamax.statistics.comparison import PairedComparison, compare_outcomes
 from llamax.statistics.estimates import (
     Combined,
     Difference,
@@ -15,18 +18,60 @@ from llamax.statistics.estimates import (
     paired_difference,
     wilson,
 )
+from llamax.statistics.power import (
+    Needed,
+    SamplingParts,
+    mcnemar_gain,
+    mcnemar_items,
+    mcnemar_power,
+    minimum_detectable_gain,
+    needed,
+    one_sided_p,
+    required_items,
+    sampling_parts,
+)
+from llamax.statistics.preferences import (
+    Ranking,
+    Strength,
+    bradley_terry,
+    position_bias,
+    sign_test,
+    win_rate,
+)
 from llamax.statistics.significance import exact_mcnemar, holm
 
 __all__ = [
+    "Calibration",
     "Combined",
     "Difference",
     "Estimate",
+    "Needed",
+    "PairedComparison",
+    "Ranking",
+    "SamplingParts",
+    "Strength",
+    "bradley_terry",
+    "brier_score",
     "combine",
     "combine_strata",
+    "compare_outcomes",
     "exact_mcnemar",
+    "expected_calibration_error",
     "holm",
+    "krippendorff_alpha",
+    "mcnemar_gain",
+    "mcnemar_items",
+    "mcnemar_power",
     "mean",
+    "minimum_detectable_gain",
+    "needed",
+    "one_sided_p",
     "paired_bootstrap",
     "paired_difference",
+    "position_bias",
+    "required_items",
+    "sampling_parts",
+    "sign_test",
     "wilson",
+    "win_rate",
 ]

@@ -10,8 +10,8 @@ from scipy import stats
 
 from llamax.errors import DataError, ParameterError
 from llamax.evaluation.human import plan as planning
-from llamax.evaluation.human.analyse import crossed_mean
 from llamax.evaluation.human.plan import Design, detectable, make_plan, needed, power, read_plan, read_study, variance
+from llamax.statistics.preferences import win_rate
 
 
 def fails(message, call, *args, **kwargs):
@@ -99,10 +99,8 @@ def test_simulated_studies_have_the_power_that_was_planned_and_keep_the_level():
     shown = {0.5: 0, design.win_rate: 0}
     for truth in shown:
         for _ in range(runs):
-            found = crossed_mean(
-                *votes(rng, size.prompts, size.raters, 2, truth, design.ties, design.prompt_correlation)
-            )
-            shown[truth] += (found.value - 0.5) / found.standard_error > stats.t.isf(0.05, found.freedom)
+            found = win_rate(*votes(rng, size.prompts, size.raters, 2, truth, design.ties, design.prompt_correlation))
+            shown[truth] += found.value > 0.5 and found.p_value / 2 <= design.level
     noise = 3 * math.sqrt(0.8 * 0.2 / runs)
     assert shown[design.win_rate] / runs == pytest.approx(design.power, abs=noise + 0.02)
     assert shown[0.5] / runs <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / runs)
@@ -118,7 +116,7 @@ def test_a_plan_is_read_as_it_was_made(study, files):
 
 def test_the_draw_follows_the_seed(files, tmp_path):
     prompts, answers = files
-    design = Design(win_rate=0.9, ties=0.1, rater_correlation=0)
+    design = Design(win_rate=0.9, ties=0.1, rater_correlation=0, raters=4)
     drawn = [
         make_plan(tmp_path / str(n), answers, source=str(prompts), design=design, seed=seed).plan.prompts
         for n, seed in enumerate((0, 0, 1))

@@ -6,10 +6,10 @@ with k raters per prompt and m votes per rater the variance of the mean over n v
 
     1 + (k - 1) rho_prompt + (m - 1) rho_rater
 
-(Kish 1965, ch. 5, for two crossed groupings). The analysis tests w with a t whose degrees of freedom come from prompts
-and raters alike (`analyse.crossed_mean`), so a handful of raters costs power here as it does there; a simulation in the
-tests holds the two together. The defaults for t and the two correlations are what the 1,150 blind votes of Wang et al.
-(2023, the Tulu study) show: 33% ties, 0.25 within a prompt and 0.00 to 0.02 within a rater.
+(Kish 1965, ch. 5, for two crossed groupings). The analysis tests w by a t whose degrees of freedom are those of the
+fewer of prompts and raters (`statistics.preferences.win_rate`), so a handful of raters costs power here as it does
+there; a simulation in the tests holds the two together. The defaults for t and the two correlations are what the 1,150
+blind votes of Wang et al. (2023, the Tulu study) show: 33% ties, 0.25 within a prompt, 0.00 to 0.02 within a rater.
 """
 
 import itertools
@@ -123,17 +123,13 @@ def variance(win_rate: float, ties: float) -> float:
 def power(design: Design, prompts: int, raters: int, win_rate: float | None = None) -> float:
     """Power to tell `win_rate` (the design's, if None) from 1/2 with `prompts` prompts and `raters` raters.
 
-    A noncentral t with Satterthwaite's degrees of freedom for the sum of the parts: what prompts share, what raters
-    share, less a single vote's part, which is in both. One rater's taste cannot be told from the models' merit.
+    A noncentral t with the degrees of freedom of `statistics.win_rate`: one less than the fewer of prompts and raters.
+    What a single rater thinks cannot be told from the models' merit: the test is then of new prompts only.
     """
     d, w = design, design.win_rate if win_rate is None else win_rate
     votes = prompts * d.raters_per_prompt
-    of_prompts = 1 + (d.raters_per_prompt - 1) * d.prompt_correlation
-    of_raters = 1 + max(votes / raters - 1, 0) * d.rater_correlation
-    effect, freedom = of_prompts + of_raters - 1, float(prompts - 1)
-    if raters > 1 and prompts > 1:
-        noise = of_prompts**2 / (prompts - 1) + of_raters**2 / (raters - 1) + 1 / ((prompts - 1) * (raters - 1))
-        freedom = min(max(effect**2 / noise, 1.0), freedom)
+    effect = 1 + (d.raters_per_prompt - 1) * d.prompt_correlation + max(votes / raters - 1, 0) * d.rater_correlation
+    freedom = (min(prompts, raters) if raters > 1 else prompts) - 1
     spread = variance(w, min(d.ties, 2 * (1 - w))) * effect / votes
     if freedom < 1:
         return 0.0

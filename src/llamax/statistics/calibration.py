@@ -1,0 +1,121 @@
+"""Is a model right as often as it is confident: reliability table, expected calibration error, Brier score."""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from llamax.errors import ParameterError
+from llamax.statistics.estimates import Estimate, checked, mean, wilson
+
+Binning = Literal["width", "mass"]
+
+
+class Bin(NamedTuple):
+    """Items whose confidence lies in `low`..`high`: mean confidence, accuracy and its 95% Wilson interval."""
+
+    low: float
+    high: float
+    n: int
+    confidence: float
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+
+
+class Calibration(NamedTuple):
+    """Expected calibration error with its interval, and the table behind it.
+
+    `chance`: the error that a perfectly calibrated model with the same confidences would show on average, for the only
+    reason that n is finite; an error near it is no evidence of miscalibration.
+    """
+
+    error: Estimate
+    chance: float
+    table: list[Bin]
+
+
+def expected_calibration_error(
+    confidence: Sequence[float],
+    correct: Sequence[float],
+    clusters: Sequence | None = None,
+    *,
+    bins: int = 15,
+    by: Binning = "width",
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Calibration:
+    """Mean over items of |accuracy - confidence| of an item's bin (Naeini et al. 2015; Guo et al. 2017, equation 3).
+
+    `confidence` [items] in 0..1, `correct` [items] 0 or 1. Bins have equal width, closed above, or equal mass (as many
+    items each; equal confidences stay together). The interval is the reflected ("basic") bootstrap's over items or whole
+    `clusters`, in the same bins, because resampling adds to the error what sampling added already.
+
+    Raises: ParameterError: lists of different lengths, a confidence outside 0..1, an outcome other than 0 and 1.
+    """
+    p, y = _checked_pairs(confidence, correct)
+    codes = checked(p, clusters)[1]
+    if bins < 1 or resamples < 2 or not 0 < level < 1:
+        raise ParameterError(
+            f"wants bins from 1, two resamples and a level in 0..1, found {bins}, {resamples}, {level}"
+        )
+    if by not in ("width", "mass"):
+        raise ParameterError(f"bins have equal width or equal mass, found {by!r}")
+    edges = (
+        np.linspace(0, 1, bins + 1) if by == "width" else np.unique([0, *np.quantile(p, np.arange(1, bins) / bins), 1])
+    )
+    place = np.clip(np.searchsorted(edges, p, side="left") - 1, 0, len(edges) - 2)
+    rng, count = np.random.default_rng(seed), int(codes.max()) + 1
+    gaps = np.zeros((count, len(edges) - 1))  # summed accuracy - confidence, by cluster and bin
+    np.add.at(gaps, (codes, place), y - p)
+    error = np.abs(gaps.sum(axis=0)).sum() / len(p)
+    sizes = np.bincount(codes)
+    weights = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
+    drawn = np.abs(weights @ gaps).sum(axis=1) / (weights @ sizes)
+    low, high = 2 * error - np.quantile(drawn, [(1 + level) / 2, (1 - level) / 2])
+    estimate = Estimate(float(error), float(drawn.std(ddof=1)), max(0.0, float(low)), float(high), len(p))
+    return Calibration(estimate, _by_chance(p, place, resamples, rng), _table(p, y, place, edges))
+
+
+def brier_score(
+    confidence: Sequence[float], correct: Sequence[float], clusters: Sequence | None = None, level: float = 0.95
+) -> Estimate:
+    """Mean of (confidence - correct)^2 [items] with the interval of `mean` (Brier 1950, for one event).
+
+    Raises: ParameterError: as `expected_calibration_error`.
+    """
+    p, y = _checked_pairs(confidence, correct)
+    return mean((p - y) ** 2, clusters, level)
+
+
+def _by_chance(p: np.ndarray, place: np.ndarray, resamples: int, rng: np.random.Generator) -> float:
+    """Mean error of outcomes that are drawn with the confidences p [items] as their probabilities."""
+    total = 0.0
+    for _ in range(resamples):
+        total += np.abs(np.bincount(place, (rng.random(len(p)) < p) - p)).sum() / len(p)
+    return float(total / resamples)
+
+
+def _table(p: np.ndarray, y: np.ndarray, place: np.ndarray, edges: np.ndarray) -> list[Bin]:
+    """The bins that hold an item."""
+    rows = []
+    for number in np.unique(place):
+        here = place == number
+        share = wilson(int(y[here].sum()), int(here.sum()))
+        low, high = float(edges[number]), float(edges[number + 1])
+        rows.append(Bin(low, high, share.n, float(p[here].mean()), share.value, share.low, share.high))
+    return rows
+
+
+def _checked_pairs(confidence: Sequence[float], correct: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    if len(confidence) != len(correct):
+        raise ParameterError(f"{len(confidence)} confidences but {len(correct)} outcomes: give one of each per item")
+    p, y = checked(confidence, None)[0], checked(correct, None)[0]
+    if not ((p >= 0) & (p <= 1)).all():
+        where = int(np.argmin((p >= 0) & (p <= 1)))
+        raise ParameterError(f"item {where}: confidence {p[where]:g}, should lie in 0..1")
+    if not np.isin(y, [0, 1]).all():
+        where = int(np.argmin(np.isin(y, [0, 1])))
+        raise ParameterError(f"item {where}: outcome {y[where]:g}, should be 0 or 1")
+    return p, y
