@@ -27,5 +27,8 @@
     const typed = document.activeElement;
     if (typed && typed.closest && typed.closest("#reason, #buttons")) typed.blur();
   }).observe(document.documentElement, { childList: true, subtree: true, characterData: true });
+  // One look for everybody: gradio would follow the rater's dark mode.
+  const light = () => document.querySelectorAll(".dark").forEach((at) => at.classList.remove("dark"));
+  new MutationObserver(light).observe(document.documentElement, { attributes: true, attributeFilter: ["class"], subtree: true });
   document.documentElement.lang = "en";
 })();
