@@ -20,17 +20,25 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 NASTY = "<script>window.hacked=1</script> ${1+1} {{value}} `x` \\ & <img src=x onerror='window.hacked=1'>"
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 @contextlib.contextmanager
-def served(study):
-    """The page of `study` on a free port of this machine."""
+def served(study, port=None):
+    """The page of `study` on this machine."""
     import uvicorn
 
     from llamax.evaluation.human.page import application
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(application(study), host="127.0.0.1", port=port, log_level="warning"))
+    port = port or free_port()
+    server = uvicorn.Server(
+        uvicorn.Config(
+            application(study), host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=1
+        )
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -160,6 +168,25 @@ def test_two_raters_and_two_tabs_of_one(study, browser):
         second.page.locator("#enter").wait_for()
         for context in (ann, bob):
             context.close()
+
+
+@pytest.mark.slow
+def test_a_page_that_lost_its_server_goes_on_when_it_is_back(study, browser):
+    port, context = free_port(), browser.new_context()
+    with served(study, port) as url:
+        tab = Tab(context, url).sign_in("ann").at(0)
+        tab.page.keyboard.press("1")
+        tab.at(1)
+    tab.page.keyboard.press("1")
+    tab.page.get_by_text("Connection to the server was lost").wait_for()
+    assert len(open_sheet(study.folder, study.plan, "ann").votes) == 1
+    with served(study, port):
+        tab.page.get_by_text("Connection to the server was lost").wait_for(state="detached")
+        tab.at(1).page.keyboard.press("4")
+        tab.at(2)
+    votes = open_sheet(study.folder, study.plan, "ann").votes
+    assert [votes[n].choice for n in range(2)] == ["left", "right"]
+    context.close()
 
 
 def test_text_is_shown_as_text_and_names_are_hidden(files, tmp_path, browser):

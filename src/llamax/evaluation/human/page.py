@@ -37,7 +37,10 @@ BUTTONS = (  # (choice, id, text); the key of each is its place, from 1
 )
 HIDDEN_NAME = "[…]"
 OPEN = ("/gradio_api/queue/", "/gradio_api/run/", "/gradio_api/api/", "/gradio_api/heartbeat/", "/assets/", "/static/")
-OPEN_EXACTLY = ("/", "/config", "/theme.css", "/manifest.json", "/favicon.ico", "/gradio_api/startup-events")
+OPEN_EXACTLY = (
+    "/", "/config", "/theme.css", "/manifest.json", "/favicon.ico",
+    "/gradio_api/app_id",  # a page that lost the server asks for it until it is back
+)  # fmt: skip
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
@@ -303,7 +306,7 @@ def application(study: Study) -> FastAPI:
     theme = gr.themes.Base(primary_hue="slate", neutral_hue="slate", font=font, font_mono=mono)
     return gr.mount_gradio_app(
         app, build(study), path="", theme=theme, css=(HERE / "page.css").read_text(), footer_links=[],
-        head=f"<script>{(HERE / 'page.js').read_text()}</script>", show_error=False, ssr_mode=False, pwa=False,
+        head=(HERE / "head.html").read_text(), show_error=False, ssr_mode=False, pwa=False,
         mcp_server=False, enable_monitoring=False, run_history=False,
     )  # fmt: skip
 
