@@ -27,6 +27,8 @@ data = typer.Typer(no_args_is_help=True, help="Look at data before training on i
 app.add_typer(paper, name="paper")
 app.add_typer(pretrain, name="pretrain")
 app.add_typer(data, name="data")
+human = typer.Typer(no_args_is_help=True, help="Blind side-by-side human evaluation: plan it, serve it, analyse it.")
+app.add_typer(human, name="human-eval")
 
 
 def main() -> None:
@@ -292,6 +294,102 @@ def data_inspect(
     print(f"{source}: {len(conversations)} conversations, {len(turns)} messages ({counts}); the first:")
     for message in conversations[0].messages:
         print(f"  {message.role}: {one_line(message.content)}")
+
+
+@human.command("answers")
+def human_answers(
+    model: Annotated[str, typer.Argument(help="nano, smol, a folder or a hub id")],
+    out: Annotated[Path, typer.Option(help="the .jsonl file to write")],
+    prompts: Annotated[str, typer.Option(help="nano, mt_bench, self_instruct or a .jsonl file")] = "nano",
+    turns: Annotated[int, typer.Option(help="user turns of each prompt (MT-bench has 2)", min=1)] = 1,
+    limit: Annotated[int | None, typer.Option(help="only the first so many prompts", min=1)] = None,
+    template: Annotated[str, typer.Option(help="chat template that the model was trained with")] = "chatml",
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    temperature: Annotated[float, typer.Option(help="0 is greedy", min=0)] = 0.0,
+    seed: Annotated[int, typer.Option(help="of sampling")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+) -> None:
+    """Let a model answer the prompts."""
+    from llamax.evaluation.human.answers import generate_answers, write_answers
+    from llamax.evaluation.human.prompts import read_prompts
+
+    asked = read_prompts(prompts, turns=turns, limit=limit)
+    said = generate_answers(
+        model, asked, template=template, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
+        batch_size=batch_size,
+    )  # fmt: skip
+    print(f"{write_answers(out, said)}: answers of {model} to {len(said)} prompts")
+
+
+@human.command("plan")
+def human_plan(
+    answers: Annotated[
+        list[str] | None,
+        typer.Argument(help="NAME=FILE of the candidate, of the current model, and of others", metavar="NAME=FILE"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the study; nothing is written without answers")] = None,
+    prompts: Annotated[str, typer.Option(help="nano, mt_bench, self_instruct or a .jsonl file")] = "nano",
+    turns: Annotated[int, typer.Option(help="user turns of each prompt (MT-bench has 2)", min=1)] = 1,
+    limit: Annotated[int | None, typer.Option(help="draw only from the first so many prompts", min=1)] = None,
+    win_rate: Annotated[float, typer.Option(help="to be told from 0.5")] = 0.55,
+    power: Annotated[float, typer.Option(help="probability to do so")] = 0.8,
+    level: Annotated[float, typer.Option(help="of the test")] = 0.05,
+    sides: Annotated[int, typer.Option(help="1: is the candidate better; 2: do they differ")] = 1,
+    ties: Annotated[float, typer.Option(help="share of votes for neither")] = 0.33,
+    raters_per_prompt: Annotated[int, typer.Option(help="2 or more to see how far they agree")] = 2,
+    prompt_correlation: Annotated[float, typer.Option(help="of two votes on one prompt")] = 0.25,
+    rater_correlation: Annotated[float, typer.Option(help="of two votes of one rater")] = 0.01,
+    votes_per_rater: Annotated[int, typer.Option(help="how many one person is asked for")] = 100,
+    raters: Annotated[int | None, typer.Option(help="how many people there are")] = None,
+    seed: Annotated[int, typer.Option(help="of the draw of prompts, orders and sides")] = 0,
+) -> None:
+    """Say how many prompts and raters it takes; with two models' answers, write the plan of the study."""
+    from llamax.evaluation.human import plan as planning
+
+    design = planning.Design.parse(
+        {
+            "win_rate": win_rate, "power": power, "level": level, "sides": sides, "ties": ties, "raters": raters,
+            "raters_per_prompt": raters_per_prompt, "prompt_correlation": prompt_correlation,
+            "rater_correlation": rater_correlation, "votes_per_rater": votes_per_rater,
+        }
+    )  # fmt: skip
+    if not answers:
+        print("\n".join(planning.describe(design)))
+        return
+    if out is None:
+        raise ParameterError("--out is missing: name the folder of the study")
+    named = [tuple(pair.split("=", 1)) if "=" in pair else (Path(pair).stem, pair) for pair in answers]
+    study = planning.make_plan(out, named, source=prompts, turns=turns, limit=limit, design=design, seed=seed)
+    print("\n".join(planning.describe_plan(study)))
+    print(f"{out / planning.FILE}: {study.plan.names[0]} (candidate) against {', '.join(study.plan.names[1:])}")
+
+
+@human.command("serve")
+def human_serve(
+    study: Annotated[Path, typer.Argument(help="folder of the study")],
+    host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines in")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
+) -> None:
+    """Serve the rating page; every vote is on the disk before the next pair is shown."""
+    from llamax.evaluation.human.plan import read_study
+
+    found = read_study(study)
+    from llamax.evaluation.human.page import serve  # seconds of imports, once the study is known to be in order
+
+    serve(found, host=host, port=port)
+
+
+@human.command("analyse")
+def human_analyse(
+    study: Annotated[Path, typer.Argument(help="folder of the study")],
+    json: Annotated[bool, typer.Option("--json", help="print the analysis as JSON")] = False,
+) -> None:
+    """Win rate, agreement, position bias; written as analysis.json, which the gate reads."""
+    from llamax.evaluation.human.analyse import analyse, report, write
+
+    found = analyse(study)
+    path = write(study, found)
+    print(path.read_text(), end="") if json else print(f"{report(found)}\n{path}")
 
 
 def read_conditions(pairs: list[str]) -> dict[str, str]:
