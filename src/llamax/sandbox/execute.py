@@ -113,9 +113,9 @@ def execute(
     """Run a Python program shut in: its own empty folder, no network, no other processes, limits on everything.
 
     It sees the standard library and of what is installed only `packages`, has an empty environment, and finds
-    `channels` (descriptors of the caller's, closed here) as descriptors 5, 6, ... All it started is gone when this returns. It is ended early
-    when `until`, the reading end of a pipe, says something or closes. `mechanisms` leaves some out (for tests); by
-    default all that work here are used.
+    `channels` (descriptors of the caller's, closed here) as descriptors 5, 6, ... All it started is gone when this
+    returns. It is ended early when `until`, the reading end of a pipe, says something or closes. `mechanisms` leaves
+    some out (for tests); by default all that work here are used.
 
     Raises: SandboxError: they do not suffice to keep it from files and network, unless `allow_weak` is set or the
     environment says LLAMAX_SANDBOX=weak; a package is not installed.
@@ -296,6 +296,8 @@ def _collect(
                     texts[key.fd] = texts[key.fd][: limits.output]
                 if not stopped and (too_much or key.fd == until):
                     stopped = "output" if too_much else "until"
+                    with contextlib.suppress(BrokenPipeError):  # it has just ended by itself
+                        order_to.write(b"stop")
                     order_to.close()
     out, err, account = texts.values()
     if not account:

@@ -7,7 +7,6 @@ owner) the system call filter closes where there is no file system of the progra
 import ctypes
 import os
 import struct
-from collections.abc import Iterable
 
 from . import kernel
 
@@ -27,7 +26,9 @@ def version() -> int:
     return kernel.syscall("landlock", None, 0, 1, number=kernel.LANDLOCK_CREATE_RULESET)
 
 
-def restrict(readable: Iterable[str], listed: Iterable[str], writable: Iterable[str], devices: Iterable[str]) -> None:
+def restrict(
+    readable: tuple[str, ...], listed: tuple[str, ...], writable: tuple[str, ...], devices: tuple[str, ...]
+) -> None:
     """Confine this process: read below `readable`, see the names below `listed`, do anything below `writable`, read
     and write `devices`.
 

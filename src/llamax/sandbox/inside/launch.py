@@ -158,7 +158,7 @@ def _program(order: dict, link: "socket.socket", notes: int) -> None:
         own = "namespaces" in order["mechanisms"]
         if "landlock" in order["mechanisms"]:
             with _named("landlock"):
-                landlock.restrict(order["granted"], order["listed"], [order["box"]], mounts.DEVICES)
+                landlock.restrict(order["granted"], order["listed"], (order["box"],), mounts.DEVICES)
         listener = None
         if "seccomp" in order["mechanisms"]:
             with _named("seccomp"):
