@@ -185,6 +185,30 @@ def gate(
     print(verdict.model_dump_json(indent=1) if json else show.verdict_text(verdict))
     print(f"written: {records.shown(verdicts.folder(store) / verdict.name / verdicts.NAME)}", file=sys.stderr)
     if verdict.answer != "accept":
+
+
+@app.command()
+def execute(
+    file: Annotated[str, typer.Argument(help="a Python program; - for standard input")],
+    timeout: Annotated[float, typer.Option(help="seconds, of wall and of CPU time", min=0.1)] = 20.0,
+    memory: Annotated[int, typer.Option(help="MiB, of all its processes together", min=16)] = 1024,
+    processes: Annotated[int, typer.Option(help="processes and threads", min=1)] = 16,
+    disk: Annotated[int, typer.Option(help="MiB of files in its own folder", min=1)] = 64,
+) -> None:
+    """Run a program shut in, without network and files; say how it ended and what it was refused. Status 0 if ok."""
+    from llamax.sandbox import Limits
+    from llamax.sandbox import execute as run_shut_in
+
+    program = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    limits = Limits(wall=timeout, cpu=timeout, memory=memory << 20, processes=processes, disk=disk << 20)
+    result = run_shut_in(program, limits)
+    print(result.stdout, end="", flush=True)
+    print(result.stderr, end="", file=sys.stderr, flush=True)
+    used = f"{result.seconds:.2f} s, {result.memory / 2**20:.0f} MiB"
+    print(f"status: {result.status}{f' ({result.detail})' if result.detail else ''}; {used}", file=sys.stderr)
+    for refused in result.denied:
+        print(f"refused: {one_line(refused)}", file=sys.stderr)
+    if result.status != "ok":
         raise typer.Exit(1)
 
 
@@ -216,6 +240,15 @@ def versions(
         values = [row._asdict() for row in show.standings(Store())]
         text = show.ladder_text(Store())
     print(dumps(values, indent=1) if json else text)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has: Python, torch, a GPU, gradio, local data, and what shuts programs in."""
+    from llamax.sandbox.doctor import findings
+
+    for name, finding in findings():
+        print(f"{name + ':':13} {finding}")
 
 
 @paper.command("build")

@@ -4,7 +4,8 @@ Two sandboxes that share two pipes. One holds the solution and answers calls; th
 with a stand-in for the solution that sends each call over and gets plain data back. The tests are never in the
 solution's process, nor is anything that decides: exiting early, printing what a checker prints, an `__eq__` that is
 always true or a look through frames and memory changes only the solution's own answers. What a solution does to its
-arguments is not seen by the tests; nor does it see installed packages: both benchmarks want the standard library only.
+arguments is not seen by the tests. Of installed packages it sees those that a problem names: none for HumanEval,
+`sortedcontainers` for LeetCodeDataset, whose prompts import it.
 """
 
 import functools
@@ -45,23 +46,27 @@ def _check(helpers, test, entry):
     module = type(sys)("tests")
     sys.modules["tests"] = module
     space = module.__dict__
-    exec(compile(helpers, "helpers.py", "exec", dont_inherit=True), space)
+    exec(compile(helpers, "helpers.py", "exec", dont_inherit=True), space)  # what fails here is the benchmark's fault
     remote = Remote(5, 6, own_classes(space))
+    if entry.isidentifier():
+        space[entry] = remote
+    exec(compile(test, "test.py", "exec", dont_inherit=True), space)
     step = "the solution"
     try:
         remote.answer()
-        if entry.isidentifier():
-            space[entry] = remote
-        exec(compile(test, "test.py", "exec", dont_inherit=True), space)
         step = "call"
         space["check"](remote)
     except BaseException as error:
         kind = type(error).__name__
         where = step if step != "call" else f"call {{remote.calls}}"
-        return kind, f"{{where}}: {{kind}}: {{str(error)[:300]}}".rstrip(": ")
+        named = "" if kind == "Raised" else f"{{kind}}: "
+        return kind, f"{{where}}: {{named}}{{str(error)[:300]}}".rstrip(": ")
     return "", "" if remote.calls else "the tests called nothing"
 
-verdict = _check(*{texts!r})
+try:
+    verdict = _check(*{texts!r})
+except BaseException as error:
+    verdict = "broken", f"{{type(error).__name__}}: {{error}}"
 print()
 print({token!r} + json.dumps(verdict), flush=True)
 """
@@ -73,7 +78,7 @@ class Problem:
 
     `entry_point` is the expression that gives the function; `test` defines `check(candidate)`, which raises unless
     `candidate` is right; `prelude` is run before the solution, `helpers` before the tests; `reference` is a whole
-    solution known to pass.
+    solution known to pass; `packages` may be imported by all of these.
     """
 
     name: str
@@ -82,6 +87,7 @@ class Problem:
     prelude: str = ""
     helpers: str = ""
     reference: str = ""
+    packages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ def leetcode(doc: dict[str, Any]) -> Problem:
     A solution is a `class Solution`; the imports and classes of the prompt are there before it. Raises: DataError.
     """
     task, prompt, entry, body, test = _columns(doc, "task_id", "prompt", "entry_point", "completion", "test")
-    return Problem(task, entry, test, prelude=prompt, helpers=prompt, reference=body)
+    return Problem(task, entry, test, prelude=prompt, helpers=prompt, reference=body, packages=("sortedcontainers",))
 
 
 def _columns(doc: dict[str, Any], *names: str) -> list[str]:
@@ -122,7 +128,8 @@ def judge(solution: str, problem: Problem, limits: Limits | None = None) -> Verd
     """Whether `solution` passes the tests of `problem`.
 
     Without `limits` it has 10 s of CPU time and 2 GiB, or, where that is not enough for the reference with ease, five
-    times the reference's time. Raises: SandboxError: no sandbox on this machine.
+    times the reference's time. Raises: SandboxError: no sandbox on this machine, a package is not installed. DataError:
+    the problem's own helpers or tests do not run.
     """
     verdict = _judge(solution, problem, limits or DEFAULT)[0]
     if limits is not None or verdict.status != "timeout" or not problem.reference:
@@ -170,23 +177,27 @@ def _judge(solution: str, problem: Problem, limits: Limits) -> tuple[Verdict, Re
     (call_out, call_in), (answer_out, answer_in) = os.pipe(), os.pipe()
     finished, finish = os.pipe()
     with ThreadPoolExecutor(1) as pool:
-        solved = pool.submit(execute, answers, limits, channels=(call_out, answer_in), until=finished)
+        solved = pool.submit(
+            execute, answers, limits, packages=problem.packages, channels=(call_out, answer_in), until=finished
+        )
         try:
             more = replace(limits, wall=limits.wall + SLACK, cpu=limits.cpu + SLACK)
-            checked = execute(tests, more, channels=(answer_out, call_in))
+            checked = execute(tests, more, packages=problem.packages, channels=(answer_out, call_in))
         finally:
             os.close(finish)
     os.close(finished)
-    return _verdict(checked, solved.result(), token), solved.result()
+    return _verdict(checked, solved.result(), token, problem.name), solved.result()
 
 
-def _verdict(checked: Result, solved: Result, token: str) -> Verdict:
-    """Passed only if the tests' side says so in so many words."""
+def _verdict(checked: Result, solved: Result, token: str, name: str) -> Verdict:
+    """Passed only if the tests' side says so in so many words. Raises: DataError: the tests themselves are broken."""
     _, found, said = checked.stdout.rpartition(token)
     if not found:  # the tests did not come to an end
         worst = solved if solved.status in ("timeout", "memory") else checked
         return Verdict(False, worst.status if worst.status != "ok" else "failed", f"tests: {worst.detail}")
     kind, detail = json.loads(said)
+    if kind == "broken":
+        raise DataError(f"{name}: the benchmark's own code does not run: {detail}")
     if not kind and not detail:
         return Verdict(True, "passed")
     if kind == "Lost" and solved.status in ("timeout", "memory", "denied"):

@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import io
+import itertools
 import marshal
 import os
 import selectors
@@ -16,12 +18,13 @@ from typing import Any, Literal
 
 from llamax.errors import ParameterError, SandboxError
 from llamax.sandbox.inside.launch import UNIQUE
-from llamax.sandbox.places import places
+from llamax.sandbox.inside.mounts import DEVICES
+from llamax.sandbox.places import package, places
 
 Status = Literal["ok", "failed", "timeout", "memory", "denied"]
 MECHANISMS = ("namespaces", "landlock", "seccomp", "uid")
 WEAK = "LLAMAX_SANDBOX"  # environment variable; its value "weak" allows what `allow_weak` allows
-BOX = "/box"  # the program's folder, where it has a file system of its own
+BOX, PACKAGES = "/box", "/packages"  # in a file system of its own: the program's folder, and what it may import
 GRACE = 10.0  # seconds after the wall limit until the launcher itself is taken to be stuck
 HERE = Path(__file__).parent
 
@@ -55,8 +58,8 @@ class Result:
 
     `ok`: by itself, with exit status 0. `failed`: an exception, another exit status, a signal. `timeout`: out of wall
     or CPU time. `memory`: out of memory. `denied`: it failed or was ended after something was refused; `denied` says
-    what. `detail` is one line of why it is not ok. `seconds` of wall time, `cpu` seconds of CPU time (its own and
-    that of children it waited for), `memory` the most bytes held at once.
+    what. `detail` is one line of why it is not ok. `seconds` of wall time, `cpu` seconds of CPU time of all
+    its processes, `memory` the most bytes held at once.
     """
 
     status: Status
@@ -71,17 +74,21 @@ class Result:
 
 @functools.cache
 def active() -> frozenset[str]:
-    """Which of the mechanisms work on this machine for this user, found by trying them all once."""
-    wanted = frozenset(MECHANISMS) - (set() if os.getuid() == 0 else {"uid"})
-    while True:
-        outcome = _run(b"pass", Limits(), wanted)[0]
-        if "error" not in outcome and outcome.get("status") == 0:
-            return wanted
-        # Without a file system of its own, an interpreter in root's home is out of reach for another account.
-        failed = outcome.get("mechanism") or ("uid" if "uid" in wanted and "namespaces" not in wanted else "")
-        if failed not in wanted:
-            raise SandboxError(f"no program runs in the sandbox here: {outcome.get('error', 'python does not start')}")
-        wanted -= {failed}
+    """Which of the mechanisms work together on this machine for this user: the first in order of strength, by trying.
+
+    Raises: SandboxError: not even limits work.
+    """
+    outcome: dict[str, Any] = {}
+    broken: set[str] = set() if os.getuid() == 0 else {"uid"}
+    for choice in itertools.product((True, False), repeat=len(MECHANISMS)):
+        wanted = frozenset(itertools.compress(MECHANISMS, choice))
+        if not wanted & broken:
+            outcome = _run(b"pass", Limits(), wanted)[0]
+            if outcome.get("status") == 0:
+                return wanted
+            if outcome.get("mechanism") == "namespaces":  # any other's failure may come of their combination
+                broken.add("namespaces")
+    raise SandboxError(f"no program runs in the sandbox here: {outcome.get('error', 'python does not start')}")
 
 
 def weakness(mechanisms: Collection[str]) -> str:
@@ -99,18 +106,19 @@ def execute(
     stdin: bytes = b"",
     mechanisms: Collection[str] | None = None,
     allow_weak: bool = False,
+    packages: Sequence[str] = (),
     channels: Sequence[int] = (),
     until: int | None = None,
 ) -> Result:
     """Run a Python program shut in: its own empty folder, no network, no other processes, limits on everything.
 
-    It sees the standard library and no installed package, has an empty environment, and finds `channels` (descriptors
-    of the caller's, closed here) as descriptors 5, 6, ... All it started is gone when this returns. It is ended early
-    when `until`, the reading end of a pipe, says something or closes. `mechanisms` leaves some out (for tests); by
-    default all that work here are used.
+    It sees the standard library and of what is installed only `packages`, has an empty environment, and finds
+    `channels` (descriptors of the caller's, closed here) as descriptors 5, 6, ... All it started is gone when this
+    returns. It is ended early when `until`, the reading end of a pipe, says something or closes. `mechanisms` leaves
+    some out (for tests); by default all that work here are used.
 
     Raises: SandboxError: they do not suffice to keep it from files and network, unless `allow_weak` is set or the
-    environment says LLAMAX_SANDBOX=weak.
+    environment says LLAMAX_SANDBOX=weak; a package is not installed.
     """
     used = active() if mechanisms is None else frozenset(mechanisms)
     open_to = weakness(used)
@@ -121,8 +129,8 @@ def execute(
         )
     source = program.encode("utf-8", "surrogatepass") if isinstance(program, str) else program
     limits = limits or Limits()
-    outcome, out, err = _run(source, limits, used, stdin, channels, until)
-    if "error" in outcome and "status" not in outcome and not outcome["killed"]:
+    outcome, out, err = _run(source, limits, used, stdin, packages, channels, until)
+    if "error" in outcome and not outcome.get("killed"):
         raise SandboxError(f"the sandbox does not start: {outcome['mechanism'] or 'launcher'}: {outcome['error']}")
     return _result(outcome, out, err, limits)
 
@@ -137,7 +145,7 @@ def _result(outcome: dict[str, Any], out: bytes, err: bytes, limits: Limits) -> 
     if outcome["killed"] in ("output", "disk"):
         status, denied = "denied", (*denied, detail)
     texts = (text.decode(errors="replace") for text in (out, err))
-    return Result(status, *texts, detail, denied, outcome["seconds"], outcome.get("cpu", 0.0), outcome["peak"])
+    return Result(status, *texts, detail, denied, outcome["seconds"], outcome["cpu"], outcome["peak"])
 
 
 def _ending(outcome: dict[str, Any], limits: Limits, out_of_memory: bool) -> tuple[Status, str]:
@@ -156,7 +164,7 @@ def _ending(outcome: dict[str, Any], limits: Limits, out_of_memory: bool) -> tup
         return "ok", ""
     if out_of_memory:
         return "memory", f"MemoryError at {limits.memory:,} bytes"
-    if code == -signal.SIGXCPU or (code == -signal.SIGKILL and outcome.get("cpu", 0) >= limits.cpu):
+    if code == -signal.SIGXCPU or (code == -signal.SIGKILL and outcome["cpu"] >= limits.cpu):
         return "timeout", f"more than {limits.cpu:g} s of CPU time"
     return "failed", f"exit status {code}" if code > 0 else f"signal {-code}"
 
@@ -166,6 +174,7 @@ def _run(
     limits: Limits,
     mechanisms: frozenset[str],
     stdin: bytes = b"",
+    packages: Sequence[str] = (),
     channels: Sequence[int] = (),
     until: int | None = None,
 ) -> tuple[dict[str, Any], bytes, bytes]:
@@ -174,9 +183,10 @@ def _run(
         folder = "" if "namespaces" in mechanisms else stack.enter_context(_folder())
         text = stack.enter_context(_file_in_memory(source))
         given = stack.enter_context(_file_in_memory(stdin))
-        control, control_end = os.pipe()
+        control, control_in = os.pipe()
         result, result_end = os.pipe()
-        order = _order(limits, mechanisms, folder or BOX, text, channels)
+        order_to = stack.enter_context(os.fdopen(control_in, "wb", buffering=0))  # closed, it ends everything
+        order = _order(limits, mechanisms, folder or BOX, text, packages, channels)
         code = f"import sys; sys.path.insert(0, {str(HERE)!r}); from inside import launch; "
         code += f"launch.main({control}, {result_end})"
         launcher = subprocess.Popen(
@@ -188,10 +198,10 @@ def _run(
             os.close(handle)
         with launcher:
             try:
-                os.write(control_end, marshal.dumps(order))
-                return _collect(launcher, result, control_end, limits, until)
+                order_to.write(marshal.dumps(order))
+                return _collect(launcher, result, order_to, limits, until)
             finally:
-                os.close(control_end)
+                order_to.close()
                 os.close(result)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     launcher.wait(GRACE)
@@ -199,23 +209,34 @@ def _run(
 
 
 def _order(
-    limits: Limits, mechanisms: frozenset[str], box: str, program: int, channels: Sequence[int]
+    limits: Limits,
+    mechanisms: frozenset[str],
+    box: str,
+    program: int,
+    packages: Sequence[str],
+    channels: Sequence[int],
 ) -> dict[str, Any]:
+    """All that the launcher needs to know."""
     where = places()
-    allowed = (*(f"{path}/" for path in (*where.readable, box)), *where.readable, box, "/dev/null", "/dev/urandom")
+    sources = [package(name) for name in packages]
+    shown = {f"{PACKAGES}/{os.path.basename(path)}" if box == BOX else path: path for path in sources}
+    paths = sorted({os.path.dirname(path) for path in shown})
+    readable = {path: path for path in where.readable} | shown
+    allowed = (*(f"{path}/" for path in (*readable, box)), *readable, box, *DEVICES)
     return vars(limits) | {
         "mechanisms": sorted(mechanisms),
         "python": where.python,
-        "readable": where.readable,
+        "readable": readable,
         "hidden": where.hidden,
-        "granted": where.granted,
+        "granted": (*where.granted, *shown),
+        "listed": (*where.listed, *paths),
         "links": where.links,
         "box": box,
         "owned": box != BOX,
         "uid": UNIQUE if _many_accounts() else 65534,
         "program": program,
         "channels": tuple(channels),
-        "code": f"{(HERE / 'inside' / 'boot.py').read_text()}\nrun({allowed!r})\n",
+        "code": f"{(HERE / 'inside' / 'boot.py').read_text()}\nrun({allowed!r}, {paths!r})\n",
         "environment": {"PYTHONHASHSEED": "0"} | _environment(),
     }
 
@@ -254,7 +275,7 @@ def _folder() -> Iterator[str]:
 
 
 def _collect(
-    launcher: subprocess.Popen, result: int, control: int, limits: Limits, until: int | None
+    launcher: subprocess.Popen, result: int, order_to: io.RawIOBase, limits: Limits, until: int | None
 ) -> tuple[dict[str, Any], bytes, bytes]:
     """Read until the launcher has given its account; stop the program when it says too much, or `until` says so."""
     texts = {launcher.stdout.fileno(): b"", launcher.stderr.fileno(): b"", result: b""}
@@ -276,11 +297,12 @@ def _collect(
                 if not stopped and (too_much or key.fd == until):
                     stopped = "output" if too_much else "until"
                     with contextlib.suppress(BrokenPipeError):  # it has just ended by itself
-                        os.write(control, b"stop")
+                        order_to.write(b"stop")
+                    order_to.close()
     out, err, account = texts.values()
     if not account:
         raise SandboxError(f"the sandbox's launcher died: {err.decode(errors='replace').strip()[-300:] or 'killed'}")
-    outcome = {"killed": "", "notes": b"", "refused": [], "seconds": 0.0, "peak": 0} | marshal.loads(account)
-    if stopped and (stopped == "output" or outcome["killed"]):
+    outcome = marshal.loads(account)
+    if stopped and (stopped == "output" or outcome.get("killed")):
         outcome["killed"] = stopped
     return outcome, out, err

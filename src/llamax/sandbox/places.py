@@ -2,6 +2,7 @@
 
 import functools
 import glob
+import importlib.util
 import os
 import subprocess
 import sys
@@ -26,13 +27,15 @@ print("\\n".join({line.split(None, 5)[5].strip() for line in open("/proc/self/ma
 class Places:
     """Paths of this Python: what may be read (`readable`), but for the `hidden` folders below; `links` that lead there.
 
-    `granted` is `readable` without the hidden folders, for a mechanism that can only allow.
+    For a mechanism that can only allow: `granted` is `readable` in pieces that hold nothing hidden, and `listed` the
+    folders that were taken apart for it.
     """
 
     python: str
     readable: tuple[str, ...]
     hidden: tuple[str, ...]
     granted: tuple[str, ...]
+    listed: tuple[str, ...]
     links: dict[str, str]
     libraries: tuple[str, ...]
 
@@ -57,8 +60,17 @@ def places() -> Places:
     readable = _outermost({python, *standard, *libraries, *loaders, "/etc/ld.so.cache"})
     hidden = tuple(os.path.join(folder, name) for folder in sorted(standard) for name in PACKAGES)
     links = {f"/{name}": os.readlink(f"/{name}") for name in os.listdir("/") if os.path.islink(f"/{name}")}
-    granted = tuple(path for place in readable for path in _without(place, hidden))
-    return Places(python, readable, hidden, granted, links, tuple(sorted(libraries)))
+    pieces = [piece for place in readable for piece in _without(place, hidden)]
+    granted, listed = (tuple(path for path, whole in pieces if whole is kind) for kind in (True, False))
+    return Places(python, readable, hidden, granted, listed, links, tuple(sorted(libraries)))
+
+
+def package(name: str) -> str:
+    """Where an installed package of pure Python is: its folder, or its file. Raises: SandboxError."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise SandboxError(f"the package {name} is not installed; a program needs it")
+    return os.path.realpath(os.path.dirname(spec.origin) if spec.submodule_search_locations else spec.origin)
 
 
 PACKAGES = ("site-packages", "dist-packages", "test", "ensurepip", "idlelib")
@@ -73,10 +85,11 @@ def _outermost(paths: set[str]) -> tuple[str, ...]:
     return tuple(sorted(path for path in paths if not any(_below(path, other) for other in paths - {path})))
 
 
-def _without(place: str, hidden: tuple[str, ...]) -> list[str]:
-    """`place`, or what is in it, so that nothing hidden is below any path."""
+def _without(place: str, hidden: tuple[str, ...]) -> list[tuple[str, bool]]:
+    """`place` whole (True), or taken apart (False) and what is in it, so that nothing hidden is in what is whole."""
     if place in hidden:
         return []
     if not any(_below(path, place) for path in hidden):
-        return [place]
-    return [path for name in sorted(os.listdir(place)) for path in _without(os.path.join(place, name), hidden)]
+        return [(place, True)]
+    inside = [piece for name in sorted(os.listdir(place)) for piece in _without(os.path.join(place, name), hidden)]
+    return [(place, False), *inside]

@@ -14,11 +14,16 @@ TWO = "os.rename os.link os.symlink"  # events whose first two are
 READ = dict.fromkeys(ONE.split(), 1) | dict.fromkeys(TWO.split(), 2)
 
 
-def run(allowed: tuple[str, ...], script: str = "program.py") -> None:
-    """Run the program that waits in descriptor 3; end the process with its status."""
+def run(allowed: tuple[str, ...], paths: list[str], script: str = "program.py") -> None:
+    """Run the program that waits in descriptor 3; end the process with its status.
+
+    `allowed`: paths, and folders with a slash, that are there to be read. `paths`: where it may import from, too.
+    """
+    sys.path += paths
     with os.fdopen(PROGRAM, "rb") as file:
         source = file.read()
     os.environ.clear()
+    allowed += tuple(sys.path)  # whether or not they are there: a traceback looks for its sources in them
     notes = NOTES
     separator, up = "/", ".."
     fspath, write = os.fspath, os.write

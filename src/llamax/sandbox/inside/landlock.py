@@ -7,7 +7,6 @@ owner) the system call filter closes where there is no file system of the progra
 import ctypes
 import os
 import struct
-from collections.abc import Iterable
 
 from . import kernel
 
@@ -27,8 +26,11 @@ def version() -> int:
     return kernel.syscall("landlock", None, 0, 1, number=kernel.LANDLOCK_CREATE_RULESET)
 
 
-def restrict(readable: Iterable[str], writable: Iterable[str], devices: Iterable[str]) -> None:
-    """Confine this process: read below `readable`, do anything below `writable`, read and write `devices`.
+def restrict(
+    readable: tuple[str, ...], listed: tuple[str, ...], writable: tuple[str, ...], devices: tuple[str, ...]
+) -> None:
+    """Confine this process: read below `readable`, see the names below `listed`, do anything below `writable`, read
+    and write `devices`.
 
     Paths that are not there are left out. `no_new_privs` must be set. Raises: OSError.
     """
@@ -37,7 +39,7 @@ def restrict(readable: Iterable[str], writable: Iterable[str], devices: Iterable
     fields = [handled] + [NET] * (known >= 4) + [SCOPES] * (known >= 6)
     attributes = struct.pack(f"{len(fields)}Q", *fields)
     ruleset = kernel.syscall("landlock", attributes, len(attributes), 0, number=kernel.LANDLOCK_CREATE_RULESET)
-    for paths, rights in ((readable, READ), (writable, OWN), (devices, READ_FILE | WRITE_FILE)):
+    for paths, rights in ((readable, READ), (listed, READ_DIR), (writable, OWN), (devices, READ_FILE | WRITE_FILE)):
         for path in paths:
             _grant(ruleset, path, rights & handled)
     kernel.syscall("landlock", ruleset, 0, number=kernel.LANDLOCK_RESTRICT_SELF)

@@ -11,6 +11,7 @@ It is started with two pipes, says how the program ended on one, and kills every
 import _signal as signal  # what the modules signal and socket wrap: those cost more than all else here together
 import _socket as socket
 import array
+import errno
 import fcntl
 import marshal
 import os
@@ -75,6 +76,7 @@ def launch(order: dict, control: int) -> dict:
     try:
         watch.until_the_end(started)
     finally:
+        watch.cpu = sum(map(consumed, descendants(first)))  # of those that are now killed, nobody hears any more
         _kill(first, "namespaces" in use)
     return watch.outcome(time.monotonic() - started)
 
@@ -133,10 +135,9 @@ def _first(order: dict, link: "socket.socket", notes: int) -> None:
         for handle in (0, 1, 2, *order["channels"]):
             os.close(handle)
         while True:
-            child, status, usage = os.wait4(-1, 0)
+            child, status = os.wait()
             if child == program:
-                link.send(marshal.dumps({"status": status, "peak": usage.ru_maxrss * 1024,
-                                         "cpu": usage.ru_utime + usage.ru_stime}))  # fmt: skip
+                link.send(marshal.dumps({"status": status}))
                 os._exit(0)
     except Failed as error:
         link.send(marshal.dumps({"mechanism": error.args[0], "error": error.args[1]}))
@@ -158,8 +159,7 @@ def _program(order: dict, link: "socket.socket", notes: int) -> None:
         own = "namespaces" in order["mechanisms"]
         if "landlock" in order["mechanisms"]:
             with _named("landlock"):
-                granted = order["readable"] if own else order["granted"]
-                landlock.restrict(granted, [order["box"]], mounts.DEVICES)
+                landlock.restrict(order["granted"], order["listed"], (order["box"],), mounts.DEVICES)
         listener = None
         if "seccomp" in order["mechanisms"]:
             with _named("seccomp"):
@@ -211,9 +211,10 @@ def _drop_rights(order: dict) -> None:
     The number of processes is limited where the account's processes are this run's alone.
     """
     own, chosen = "namespaces" in order["mechanisms"], "uid" in order["mechanisms"]
-    most = order["processes"] + (0 if chosen else 2)  # the launcher and the first process are this user's, too
-    if own or chosen:
-        resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
+    if chosen and order["uid"] >= UNIQUE:
+        resource.setrlimit(resource.RLIMIT_NPROC, (order["processes"],) * 2)
+    elif own and not chosen and _release() >= (5, 14):  # from there on a user namespace has a count of its own
+        resource.setrlimit(resource.RLIMIT_NPROC, (order["processes"] + 2,) * 2)  # launcher and first process are in it
     kernel.lock_capabilities()
     if chosen:
         with _named("uid"):
@@ -226,6 +227,11 @@ def _drop_rights(order: dict) -> None:
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)  # after the change of account, which would undo it
 
 
+def _release() -> tuple[int, ...]:
+    """Version of the kernel: the first two numbers."""
+    return tuple(int(number) for number in os.uname().release.split("-")[0].split(".")[:2])
+
+
 class Watch:
     """What the launcher sees of the program while it runs."""
 
@@ -235,7 +241,7 @@ class Watch:
         self.refused: list[str] = []
         self.noted = b""
         self.said: dict = {}
-        self.peak = 0
+        self.peak, self.cpu, self.looks = 0, 0.0, 0
         self.killed = ""
 
     def until_the_end(self, started: float) -> None:
@@ -290,7 +296,8 @@ class Watch:
         self.peak = max(self.peak, total)
         if total > self.order["memory"]:
             self.killed = "memory"
-        if self.order["owned"] and usage(self.order["box"]) > self.order["disk"]:
+        self.looks += 1
+        if self.order["owned"] and self.looks % 5 == 0 and usage(self.order["box"]) > self.order["disk"]:
             self.killed = "disk"
 
     def outcome(self, seconds: float) -> dict:
@@ -301,10 +308,10 @@ class Watch:
                 self.noted += block
         except BlockingIOError:
             pass
-        said = {name: self.said[name] for name in ("status", "cpu", "mechanism", "error") if name in self.said}
-        peak = max(self.peak, self.said.get("peak", 0))
-        return said | {"killed": self.killed, "seconds": seconds, "peak": peak, "refused": self.refused,
-                       "notes": self.noted}  # fmt: skip
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)  # of all: the first process has waited for the others
+        found = {"killed": self.killed, "refused": self.refused, "notes": self.noted, "seconds": seconds}
+        found |= {"cpu": self.cpu + usage.ru_utime + usage.ru_stime, "peak": max(self.peak, usage.ru_maxrss * 1024)}
+        return self.said | found
 
 
 def descendants(pid: int) -> list[int]:
@@ -332,8 +339,17 @@ def resident(pid: int) -> int:
         return 0
 
 
+def consumed(pid: int) -> float:
+    """Seconds of CPU time that a process and those it waited for have used."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return sum(map(int, file.read().rpartition(")")[2].split()[11:15])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):
+        return 0.0
+
+
 def usage(folder: str) -> int:
-    """Bytes of disk below a folder, a block at least for each entry."""
+    """Bytes of disk below a folder, a block at least for each entry; no end of them where paths are too long."""
     total, queue = 0, [folder]
     while queue:
         try:
@@ -342,8 +358,9 @@ def usage(folder: str) -> int:
                     total += 4096 + entry.stat(follow_symlinks=False).st_blocks * 512
                     if entry.is_dir(follow_symlinks=False):
                         queue.append(entry.path)
-        except OSError:
-            continue
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return 1 << 62
     return total
 
 

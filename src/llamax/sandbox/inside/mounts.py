@@ -11,15 +11,16 @@ DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 BASE = "/tmp"  # a folder that every system has; covered by the new tree in this mount namespace only
 
 
-def enter(readable: list[str], hidden: list[str], links: dict[str, str], box: str, size: int) -> None:
+def enter(readable: dict[str, str], hidden: list[str], links: dict[str, str], box: str, size: int) -> None:
     """Make the tree and move into it; everything else is gone from sight.
 
-    `readable` paths are bound at their own names, `hidden` folders below them are covered by an empty one, `links` are
-    made as they are. `box` is the writable folder, in memory, of at most `size` bytes. Raises: OSError.
+    `readable` names what is bound where, `hidden` folders there are covered by an empty one, `links` are made as they
+    are. `box` is the writable folder, in memory, of at most `size` bytes. Raises: OSError.
     """
     kernel.mount(None, "/", None, REC | PRIVATE)
     # Opened before anything is covered; a path that leads through /tmp would be hidden by the tree itself.
-    sources = [(path, os.open(path, os.O_PATH)) for path in [*readable, *DEVICES] if os.path.exists(path)]
+    readable = readable | {path: path for path in DEVICES}
+    sources = [(path, os.open(source, os.O_PATH)) for path, source in readable.items() if os.path.exists(source)]
     kernel.mount("tmpfs", BASE, "tmpfs", NOSUID | NODEV, "mode=755,size=1m")
     for path, handle in sources:
         target = BASE + path
