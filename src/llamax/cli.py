@@ -185,6 +185,7 @@ def gate(
     print(verdict.model_dump_json(indent=1) if json else show.verdict_text(verdict))
     print(f"written: {records.shown(verdicts.folder(store) / verdict.name / verdicts.NAME)}", file=sys.stderr)
     if verdict.answer != "accept":
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -25,19 +25,7 @@ def alpaca_file(tmp_path):
 def test_every_data_card_fits_the_schema():
     paths = sorted((repository() / "data_cards").glob("*.md"))
     read_cards = [read_card(path) for path in paths]
-<<<<<<< HEAD
-    assert {"alpaca", "gsm8k", "mmlu", "nano", "truthfulqa", "humaneval", "leetcode"} <= {c.name for c in read_cards}
-=======
-    assert {card.name for card in read_cards} == {
-        "alpaca",
-        "gsm8k",
-        "mmlu",
-        "mt_bench",
-        "nano",
-        "self_instruct",
-        "truthfulqa",
-    }
->>>>>>> 2e49c91fb90e8c6857cc2c6443e8868ed0b3af99
+    assert {"alpaca", "gsm8k", "mmlu", "nano", "truthfulqa", "humaneval", "mt_bench"} <= {c.name for c in read_cards}
     assert len(cards()) == len(paths)
     for card in read_cards:
         for split in card.splits.values():
@@ -45,11 +33,7 @@ def test_every_data_card_fits_the_schema():
             assert bool(split.local) == bool(split.sha256), f"{card.name}: a local copy has a hash, and nothing else"
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("name", sorted(set(cards()) - {"nano", "mmmlu"}))
-=======
-@pytest.mark.parametrize("name", ["alpaca", "gsm8k", "mmlu", "mt_bench", "self_instruct", "truthfulqa"])
->>>>>>> 2e49c91fb90e8c6857cc2c6443e8868ed0b3af99
 def test_cards_describe_the_local_copies(monkeypatch, shared_data, name):
     monkeypatch.setenv("LLAMAX_DATA", str(shared_data))
     for split in cards()[name].splits.values():
