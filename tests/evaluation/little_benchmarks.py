@@ -18,6 +18,7 @@ ITEMS = {  # of each little split
     "agieval_aqua_rat": {"test": 2},
     "jmmlu": {"test": 3},
     "puzzlevqa": {"test": 4},
+    "mmmlu": {"test": 57},
 }
 
 

@@ -4,8 +4,10 @@ import importlib
 import json
 import re
 import string
+from contextlib import nullcontext
 
 import pytest
+from datasets import Dataset, DatasetDict
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -196,6 +198,34 @@ def test_the_same_rows_from_the_hub_have_the_same_fingerprint(local_data, monkey
     assert prompts_of("gsm8k") == before
 
 
+def test_mmmlu_comes_from_the_hub_by_subject_and_shows_no_test_item_as_an_example(local_data, monkeypatch):
+    subjects = sorted(file.stem.removeprefix("mmmlu_de_de_") for file in find("mmmlu_de_de").files)
+    assert len(subjects) == 57
+    rows = [
+        dict(zip("ABCD", "wxyz", strict=True)) | {"Question": f"Was ist {s}?", "Answer": "B", "Subject": s}
+        for s in subjects
+    ]
+    asked = []
+    monkeypatch.setattr(
+        benchmarks, "load_dataset", lambda *names: asked.append(names) or DatasetDict({"test": Dataset.from_list(rows)})
+    )
+    monkeypatch.setattr(definitions.benchmarks, "asked", lambda *_: nullcontext())
+    little_card(local_data, "mmmlu")
+    parts = prepare("mmmlu_de_de", settings=Settings(shots=5))
+    assert asked == [("openai/MMMLU", "DE_DE")], "one language, fetched once"
+    assert len(parts) == 57 and [len(part.requests) for part in parts] == [4] * 57
+    prompt = parts[1].requests[0].args[0]
+    assert prompt.count("Was ist") == 1 and "Was ist anatomy?\nA. w\nB. x\nC. y\nD. z\nAnswer:" in prompt
+    parts[1].requests[1].resps.append((0.0, False))
+    for number in (0, 2, 3):
+        parts[1].requests[number].resps.append((-1.0, False))
+    assert [(row.metric, row.outcome, row.cluster) for row in outcomes(parts[1])] == [
+        ("acc", 1, "anatomy"),
+        ("acc_norm", 1, "anatomy"),
+    ]
+    assert measured(parts)[0].shots == 0
+
+
 def test_the_description_names_the_pool_that_stands_in_for_the_hubs(local_data, monkeypatch):
     assert "5 shots from 6 rows of nq_open/fewshot_pool_nqshort_train.jsonl, not" in describe("nq_open", Settings())
     monkeypatch.delenv("LLAMAX_DATA")
@@ -324,7 +354,7 @@ def test_metadata_says_what_the_format_has_no_place_for(toy):
         (lambda text: text.replace("{{question}}", "{{query}}"), "'query' is undefined; items have question, options"),
         (
             lambda text: text.replace("{{right}}", "{{wrong}}"),
-            "toy/0: a template of its definition: 'wrong' is undefined; items have question",
+            r"toy: its template '\{\{wrong\}\}': 'wrong' is undefined; items have question",
         ),
         (lambda text: text.replace("{{question}}", "{{question"), "toy: its template .* cannot be read"),
         (lambda text: text + "  - [", r"toy\.yaml: not a task definition"),

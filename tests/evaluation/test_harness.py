@@ -322,12 +322,30 @@ def test_bad_input_is_one_clear_line(local_data, tiny_model, tiny_tokenizer):
         prepare("gsm8k", 1, Settings(samples=3))
     with pytest.raises(ParameterError, match="mmlu_anatomy: chooses among options: it takes no samples"):
         prepare("mmlu_anatomy", 1, Settings(samples=3, temperature=1.0))
+
+
+@pytest.mark.parametrize(("answers", "said"), [(["4"], 0), (["4", "5", "6"], 2)])
+def test_every_request_has_one_answer(local_data, answers, said):
     (part,) = prepare("gsm8k", 2)
-    part.requests[0].resps.append("4")
-    with pytest.raises(
-        DataError, match=f"gsm8k: 1 requests have no answer, the first of them gsm8k/{part.requests[1].doc_id}"
-    ):
+    part.requests[0].resps.append(answers[0])
+    part.requests[1].resps.extend(answers[1:])
+    fault = rf"gsm8k: 1 of 2 requests .* of gsm8k/{part.requests[1].doc_id}, has {said}"
+    with pytest.raises(DataError, match=fault):
         list(outcomes(part))
+
+
+def test_a_likelihood_that_is_no_number_is_no_score(local_data):
+    (part,) = prepare("mmlu_anatomy", 2)
+    answer(part, lambda request: (float("nan") if request.doc_id == part.requests[-1].doc_id else -1.0, False))
+    with pytest.raises(ModelError, match=rf"NaN, mmlu_anatomy/{part.requests[-1].doc_id} first; check the weights"):
+        list(outcomes(part))
+
+
+def test_samples_of_a_text_are_scored_one_by_one(local_data):
+    (part,) = prepare("gsm8k", 1, Settings(samples=3, temperature=0.5))
+    number = part.requests[0].doc_id
+    got = scores(answer(part, lambda request: f"#### {number if request.idx == 1 else 77}"))
+    assert [got[f"gsm8k/{number}", "exact_match,strict-match", sample] for sample in range(3)] == [0, 1, 0]
 
 
 def test_a_right_answer_that_is_no_option_is_named(local_data):

@@ -11,7 +11,7 @@ import inspect
 import re
 import string
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -264,11 +264,13 @@ def fingerprint(benchmark: Benchmark, resolved: dict[str, dict[str, Any]], pools
 
 
 def plain(value: Any) -> Any:
-    """A definition as JSON: a function is its source."""
+    """A definition as JSON: a function is its source, one with arguments filled in those too."""
     if isinstance(value, dict):
         return {str(key): plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [plain(part) for part in value]
+    if isinstance(value, partial):
+        return plain([value.func, *value.args, value.keywords])
     return inspect.getsource(value) if callable(value) else value
 
 

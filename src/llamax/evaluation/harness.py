@@ -4,11 +4,12 @@
 requests (lm-eval's `Instance`s), `respond` or anything else fills in `request.resps`, `outcomes` scores a part.
 """
 
+import ast
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
-from math import comb
+from math import comb, isnan
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.defaults import DEFAULT_OTHER_SEED
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llamax.errors import DataError, ParameterError
+from llamax.errors import DataError, ModelError, ParameterError
 from llamax.evaluation import definitions
 from llamax.evaluation.backend import Backend
 from llamax.evaluation.definitions import Benchmark, Settings, describe, find, headline, label, metric_name
@@ -133,9 +134,9 @@ def _task(config: dict[str, Any], data: Any) -> Task:
     """lm-eval's task over data that is there already."""
     name, ready = config["task"], {key: value for key, value in config.items() if key != "group"}
     ready["custom_dataset"] = lambda **_: data
-    text = config["doc_to_text"]
-    if isinstance(text, str) and "{" in text:
-        ready["doc_to_text"] = _prompt(text, name, config.get("doc_to_choice") is not None)
+    for field in ("doc_to_text", "doc_to_target"):
+        if isinstance(text := config.get(field), str) and "{" in text:
+            ready[field] = _compiled(text, name, config.get("doc_to_choice") is not None, field == "doc_to_target")
     with _clear_errors(f"{name}/0", definitions.documents(config, data)[0]):  # the task tries its templates on it
         task = ConfigurableTask(config=ready)
     task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
@@ -145,15 +146,23 @@ def _task(config: dict[str, Any], data: Any) -> Task:
     return task
 
 
-def _prompt(text: str, name: str, has_choices: bool):
-    """What lm-eval makes of a template `doc_to_text`, compiled once rather than for every item and example."""
+def _compiled(text: str, name: str, has_choices: bool, is_target: bool) -> Callable[[dict[str, Any]], Any]:
+    """What lm-eval makes of a template, compiled once rather than for every item and example.
+
+    By its rules digits are a number where there are options, and a target in brackets is a list.
+    """
     fill = template(text, name)
 
-    def prompt(doc: dict[str, Any]) -> str | int:
-        filled = fill(doc)
-        return int(filled) if has_choices and filled.isdigit() else filled
+    def filled(doc: dict[str, Any]) -> Any:
+        found = fill(doc)
+        if has_choices and found.isdigit():
+            return ast.literal_eval(found)
+        if is_target and len(found) >= 2 and found[0] + found[-1] == "[]":
+            with contextlib.suppress(SyntaxError, ValueError):
+                return ast.literal_eval(found)
+        return found
 
-    return prompt
+    return filled
 
 
 def select(sizes: dict[str, int], limit: int | None, seed: int) -> dict[str, list[int]]:
@@ -261,10 +270,16 @@ def respond(backend: Backend, parts: list[Part]) -> None:
 def outcomes(part: Part, *, progress: bool = False) -> Iterator[Row]:
     """A row for every item, metric and sample of a part whose requests are answered.
 
-    Raises: DataError: a request has no answer.
+    Raises: DataError: a request has no answer, or more than one. ModelError: a log-likelihood is NaN.
     """
-    if missing := [item_of(request) for request in part.requests if not request.resps]:
-        raise DataError(f"{part.name}: {len(missing)} requests have no answer, the first of them {missing[0]}")
+    if odd := [request for request in part.requests if len(request.resps) != 1]:
+        count = f"{len(odd)} of {len(part.requests)} requests have no answer, or more than one"
+        raise DataError(f"{part.name}: {count}; the first of them, of {item_of(odd[0])}, has {len(odd[0].resps)}")
+    chosen = [request for request in part.requests if request.request_type == "loglikelihood"]
+    if items := sorted({item_of(request) for request in chosen if isnan(request.resps[0][0])}):
+        raise ModelError(
+            f"{part.name}: the log-likelihood of {len(items)} items is NaN, {items[0]} first; check the weights"
+        )
     yield from _judged(part, progress) if part.benchmark.extras.judge else _scored(part)
 
 
