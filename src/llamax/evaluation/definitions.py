@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 import lm_eval
 import yaml
 from datasets import Dataset
+from lm_eval.defaults import DEFAULT_OTHER_SEED
 from lm_eval.tasks._yaml_loader import load_yaml
 from pydantic import Field, PositiveInt
 
@@ -25,6 +26,7 @@ from llamax.config import Config
 from llamax.data.sources import data_folder
 from llamax.errors import DataError, ParameterError
 from llamax.evaluation import benchmarks
+from llamax.evaluation.wordings import AS_DEFINED, REAL
 from llamax.files import sha256_json
 
 OURS = Path(__file__).parent / "tasks"
@@ -62,6 +64,8 @@ class Settings(Config):
     samples: PositiveInt = 1  # answers per item, where answers are generated
     temperature: float = Field(0.0, ge=0)  # 0: greedy
     seed: int = 0  # chooses the items of a part of a benchmark
+    wording: str = AS_DEFINED  # another way to put the same questions: `wordings.REAL`
+    examples_seed: int = DEFAULT_OTHER_SEED  # of the worked examples that are drawn; lm-eval's own
 
 
 class Source(NamedTuple):
@@ -223,7 +227,10 @@ def resolved(benchmark: Benchmark, settings: Settings) -> dict[str, dict[str, An
     Raises: ParameterError: several samples of a greedy answer, or of a choice.
     """
     found = {}
+    if settings.wording not in REAL:
+        raise ParameterError(f"unknown wording {settings.wording!r}: valid are {', '.join(REAL)}")
     for task, config in configs(benchmark).items():
+        config = REAL[settings.wording](config)
         config["num_fewshot"] = shots_of(benchmark, config, settings)
         if config["output_type"] == "generate_until":
             config["generation_kwargs"] = _generation(config.get("generation_kwargs") or {}, settings)
@@ -252,7 +259,9 @@ def _generation(given: dict[str, Any], settings: Settings) -> dict[str, Any]:
     return given | {"max_gen_toks": cap} | sampling
 
 
-def fingerprint(benchmark: Benchmark, resolved: dict[str, dict[str, Any]], pools: Sequence[Any]) -> str:
+def fingerprint(
+    benchmark: Benchmark, resolved: dict[str, dict[str, Any]], pools: Sequence[Any], examples_seed: int
+) -> str:
     """Hex sha256 over what decides prompts and scores: the definitions with their functions' sources, lm-eval's version
     (its code is what a metric's name means) and the rows that worked examples are drawn from.
 
@@ -260,7 +269,9 @@ def fingerprint(benchmark: Benchmark, resolved: dict[str, dict[str, Any]], pools
     """
     tasks = {task: {k: v for k, v in config.items() if k != "metadata"} for task, config in resolved.items()}
     judged = [benchmark.extras.judge, benchmark.extras.begun]
-    return sha256_json({"lm_eval": lm_eval.__version__, "tasks": plain(tasks), "judged": judged, "pools": list(pools)})
+    return sha256_json(
+        {"lm_eval": lm_eval.__version__, "tasks": plain(tasks), "judged": judged, "pools": [*pools, examples_seed]}
+    )
 
 
 def plain(value: Any) -> Any:

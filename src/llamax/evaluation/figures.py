@@ -106,7 +106,7 @@ def spread(study: "Study") -> Figure:
 
 @styled
 def gains(study: "Study") -> Figure:
-    """The candidate's gain per benchmark, in points, with 95% intervals; the grey bar is the smallest true gain that the
+    """The candidate's gain per benchmark, in points, with 95% intervals; grey: the smallest true gain that the
     comparison would show with 80% power, the line the gate's requirement."""
     found = analysis.evidence(study)
     figure, axes = plt.subplots(figsize=(5.5, 2.4))

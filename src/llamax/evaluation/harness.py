@@ -100,10 +100,11 @@ def prepare(name: str, limit: int | None = None, settings: Settings = DEFAULTS) 
     sizes = {task: len(tasks[task].eval_docs) for task in tasks}
     total = sum(sizes.values())
     chosen = select(sizes, limit, settings.seed)
-    return [
-        Part(benchmark, tasks[task], build_requests(tasks[task], items, settings.samples), settings, total, prompts)
-        for task, items in chosen.items()
-    ]
+    parts = []
+    for task, items in chosen.items():
+        requests = build_requests(tasks[task], items, settings.samples, settings.examples_seed)
+        parts.append(Part(benchmark, tasks[task], requests, settings, total, prompts))
+    return parts
 
 
 def load_tasks(benchmark: Benchmark, settings: Settings) -> tuple[dict[str, Task], str]:
@@ -119,7 +120,9 @@ def load_tasks(benchmark: Benchmark, settings: Settings) -> tuple[dict[str, Task
     definitions.check_size(benchmark, sizes, next(iter(resolved.values())))
     for name, config in sorted(resolved.items()):
         tasks[name] = _task(config, data(config))
-    return tasks, definitions.fingerprint(benchmark, resolved, [_pool(task) for task in tasks.values()])
+    return tasks, definitions.fingerprint(
+        benchmark, resolved, [_pool(task) for task in tasks.values()], settings.examples_seed
+    )
 
 
 def _pool(task: Task) -> list[dict[str, Any]]:
@@ -189,14 +192,16 @@ def select(sizes: dict[str, int], limit: int | None, seed: int) -> dict[str, lis
     return chosen
 
 
-def build_requests(task: Task, items: list[int], samples: int = 1) -> list[Instance]:
+def build_requests(
+    task: Task, items: list[int], samples: int = 1, examples_seed: int = DEFAULT_OTHER_SEED
+) -> list[Instance]:
     """lm-eval's requests for these items, each with the examples that lm-eval's own run over all items shows it.
 
     GSM8K draws the examples of one item after the other from one random stream, so an item's examples depend on all
     items before it: those are drawn too. Several samples of an answer are as many requests, told apart by `idx`.
     """
     docs, shots, requests = task.eval_docs, task.config.num_fewshot, []
-    task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)  # again: the requests of a task may be built more than once
+    task.set_fewshot_seed(seed=examples_seed)  # the requests of a task may be built more than once
     drawn = shots > 0 and not isinstance(task.sampler, FirstNSampler)
     same_split = task.fewshot_cfg.split == task.config.test_split
     wanted = set(items)
@@ -335,6 +340,20 @@ def _judged(part: Part, progress: bool) -> Iterator[Row]:
         for k in PASS_AT:
             if k <= len(results):
                 yield Row(part.name, f"pass@{k}", item, 0, pass_at(k, len(results), sum(results)), item)
+
+
+def confidences(part: Part) -> Iterator[tuple[str, str, float, float, str]]:
+    """(benchmark, item, probability that the model gave to what it chose, whether it was right, cluster) of each item
+    that is a choice of one right option, by the sums of its options' log-probabilities."""
+    if part.task.config.output_type != "multiple_choice":
+        return
+    right = {row.item: row.outcome for row in _scored(part) if row.metric == headline(part.name)}
+    if not set(right.values()) <= {0.0, 1.0}:
+        return  # TruthfulQA MC2 shares the probability out among several right ones
+    for (item, _), requests in _by_answer(part.requests).items():
+        values = np.array([request.resps[0][0] for request in requests])
+        share = np.exp(values.max() - np.logaddexp.reduce(values))
+        yield part.name, item, float(share), right[item], _cluster(part, requests[0])
 
 
 def pass_at(k: int, n: int, c: int) -> float:
