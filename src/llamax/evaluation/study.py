@@ -88,13 +88,14 @@ class Study:
         return found
 
     def _look_for_leaks(self) -> pd.DataFrame:
-        """Items of the benchmarks that stand in the training data: benchmark, item, source, measure."""
-        names = list(NANO) if self.config.suite == "nano" else list(self.config.limits)
-        rows = []
+        """Items of the benchmarks that stand in the training data: benchmark, item, source."""
+        small = self.config.suite == "nano"
+        names, rows = ["nano"] if small else list(self.config.limits), []
         for source in self.config.training_data:
             report = contamination.check(source, contamination.benchmark_items(names), progress=True)
             for name in names:
-                rows += [(name, item, source) for item in sorted(contamination.flagged(report, name))]
+                for item in sorted(contamination.flagged(report, name)):
+                    rows.append((item.partition("/")[0] if small else name, item, source))
         return pd.DataFrame(rows, columns=["benchmark", "item", "source"])
 
     def _tune(self, tuning) -> None:
