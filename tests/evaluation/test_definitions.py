@@ -370,6 +370,29 @@ def test_a_definition_with_a_fault_is_one_clear_line(toy, change, said):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [(0, r"toy/0: no right answer, or no options \(list index"), (2, "toy/2: its right answer 7 is none of")],
+)
+def test_a_right_answer_that_is_no_option_is_named(toy, row, said):
+    rows = [json.loads(line) for line in (toy / "toy.jsonl").read_text().splitlines()]
+    rows[row]["right"] = 7
+    write_lines(toy / "toy.jsonl", rows)
+    with pytest.raises(DataError, match=said):
+        prepare("toy")
+
+
+def test_a_prompt_of_digits_stays_a_text(toy):
+    text = TOY.replace("multiple_choice", "generate_until").replace("{{question}}\\nAnswer:", "{{right}}")
+    text = text.replace('doc_to_choice: "{{options}}"\n', "").replace("metric: acc", "metric: exact_match")
+    (toy / "tasks" / "toy.yaml").write_text(text)
+    (part,) = prepare("toy")
+    assert [request.args[0] for request in part.requests] == ["1", "0", "1", "0"]
+    for request in part.requests:
+        request.resps.append("1")
+    assert [row.outcome for row in outcomes(part)] == [1, 0, 1, 0] and headline("toy") == "exact_match"
+
+
 def test_a_card_without_the_split_or_with_another_number_is_an_error(toy):
     little_card(toy, "gsm8k", splits={"train": {"local": "gsm8k/train.jsonl.gz", "items": 12}})
     clear_cards()

@@ -224,7 +224,7 @@ def _clear_errors(name: str, doc: dict[str, Any]) -> Iterator[None]:
         yield
     except TemplateError as error:
         raise ParameterError(f"{name}: a template of its definition: {error}; items have {', '.join(doc)}") from None
-    except (ValueError, SyntaxError) as error:
+    except (ValueError, SyntaxError, IndexError) as error:
         raise DataError(f"{name}: no right answer, or no options ({error})") from None
 
 
