@@ -216,7 +216,7 @@ def test_win_rate_golden():
 
 def test_win_rate_is_never_surer_than_one_way():
     """Raters who all prefer alike: by rater there is less spread than by comparison, and the sum would come out low."""
-    outcomes = np.array([[1, 0, 1, 0], [0, 1, 0, 1], [1, 1, 1, 1], [1, 0, 0, 1]], dtype=float).ravel()
+    outcomes = np.array([[1, 0, 1, 0], [0, 1, 0, 1], [1, 1, 1, 1], [0, 0, 0, 0]], dtype=float).ravel()
     prompt, rater = (index.ravel() for index in np.indices((4, 4)))
     by_prompt, by_rater, alone = (mean(outcomes, groups).standard_error for groups in (prompt, rater, None))
     assert by_rater < alone < by_prompt
