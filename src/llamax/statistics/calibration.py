@@ -52,8 +52,9 @@ def expected_calibration_error(
     items each; equal confidences stay together).
 
     The error is biased upwards, and resampling adds as much again. So the interval runs from the lower end of the
-    reflected to the upper end of the percentile bootstrap interval, over items or whole `clusters` in the same bins, and
-    from 0 where a calibrated model shows such an error by chance; in simulation it covers about as often as `level` says.
+    reflected to the upper end of the percentile bootstrap interval, over items or whole `clusters` in the same bins,
+    and from 0 where a calibrated model shows such an error by chance; in simulation it covers about as often as `level`
+    says.
 
     Raises: ParameterError: lists of different lengths, a confidence outside 0..1, an outcome other than 0 and 1.
     """
