@@ -51,9 +51,10 @@ def expected_calibration_error(
     `confidence` [items] in 0..1, `correct` [items] 0 or 1. Bins have equal width, closed above, or equal mass (as many
     items each; equal confidences stay together).
 
-    The error is biased upwards, and resampling adds as much again. So the interval spans both the percentile and the
-    reflected bootstrap interval, over items or whole `clusters` in the same bins, and starts at 0 where a calibrated
-    model shows such an error by chance; in simulation it covers at least as often as `level` says.
+    The error is biased upwards, and resampling adds as much again. So the interval runs from the lower end of the
+    reflected to the upper end of the percentile bootstrap interval, over items or whole `clusters` in the same bins,
+    and from 0 where a calibrated model shows such an error by chance; in simulation it covers about as often as `level`
+    says.
 
     Raises: ParameterError: lists of different lengths, a confidence outside 0..1, an outcome other than 0 and 1.
     """
@@ -73,11 +74,11 @@ def expected_calibration_error(
     sizes = np.bincount(codes)
     weights = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
     drawn = np.abs(weights @ gaps).sum(axis=1) / (weights @ sizes)
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    high = float(np.quantile(drawn, (1 + level) / 2))
     by_chance = _by_chance(p, place, resamples, rng)
     explained = error <= np.quantile(by_chance, (1 + level) / 2)
-    lowest, highest = 0.0 if explained else min(low, 2 * error - high), max(high, 2 * error - low)
-    estimate = Estimate(float(error), float(drawn.std(ddof=1)), max(0.0, float(lowest)), float(highest), len(p))
+    low = 0.0 if explained else max(0.0, float(2 * error - high))
+    estimate = Estimate(float(error), float(drawn.std(ddof=1)), low, high, len(p))
     return Calibration(estimate, float(by_chance.mean()), _table(p, y, place, edges))
 
 
