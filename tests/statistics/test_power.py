@@ -181,6 +181,11 @@ def test_mcnemar_power_by_simulation_and_at_the_null():
     assert mcnemar_gain(5, 0.1) == math.inf
 
 
+def test_a_large_gain_needs_fewer_items_than_its_discordance_alone_says():
+    # By hand: ((1.6449 * sqrt(0.4) + 0.8416 * sqrt(0.4 - 0.38^2)) / 0.38)^2 = 14.9, against 17.1 without the 0.38^2
+    assert mcnemar_items(0.4, 0.38) == 15
+
+
 def sampled(rng, items, samples, gain=0.0, twice=False):
     """Outcomes [items, samples] of two models whose chance on a problem differs from problem to problem."""
     after = rng.beta(1, 1, items)

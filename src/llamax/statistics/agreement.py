@@ -23,8 +23,8 @@ def krippendorff_alpha(
 
     Krippendorff 2019, ch. 12: 1 is perfect agreement, 0 that of chance. `level`: what a disagreement weighs; `nominal`
     the same for any two categories (numbers stand for names), `ordinal` by the ratings in between, `interval` by the
-    squared difference. Units with fewer than two ratings say nothing and are not counted in `n`. The interval is that of
-    the bootstrap over units; resamples in which all ratings are equal count as perfect agreement.
+    squared difference. Units with fewer than two ratings say nothing and are not counted in `n`. The interval is that
+    of the bootstrap over units; resamples in which all ratings are equal count as perfect agreement.
 
     Raises: ParameterError: another shape or level; DataError: no unit with two ratings, or all ratings equal.
     """
@@ -40,10 +40,8 @@ def krippendorff_alpha(
     if not np.isfinite(values).all():
         raise ParameterError("a rating is infinite")
     if len(values) < 2:
-        what = (
-            "no unit has two ratings" if not len(values) else f"all ratings are {values[0]:g}: there is no chance level"
-        )
-        raise DataError(f"agreement is not defined: {what}")
+        why = f"all ratings are {values[0]:g}, so that chance agrees too" if len(values) else "no unit has two ratings"
+        raise DataError(f"agreement is not defined: {why}")
     counts = np.stack([np.sum(table == value, axis=0) for value in values], axis=1).astype(float)  # [units, values]
     units, rng = len(counts), np.random.default_rng(seed)
     weights = rng.multinomial(units, np.full(units, 1 / units), size=resamples)

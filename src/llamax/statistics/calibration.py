@@ -49,22 +49,22 @@ def expected_calibration_error(
     """Mean over items of |accuracy - confidence| of an item's bin (Naeini et al. 2015; Guo et al. 2017, equation 3).
 
     `confidence` [items] in 0..1, `correct` [items] 0 or 1. Bins have equal width, closed above, or equal mass (as many
-    items each; equal confidences stay together). The interval is the reflected ("basic") bootstrap's over items or whole
-    `clusters`, in the same bins, because resampling adds to the error what sampling added already.
+    items each; equal confidences stay together).
+
+    The error is biased upwards, and resampling adds as much again. So the interval spans both the percentile and the
+    reflected bootstrap interval, over items or whole `clusters` in the same bins, and starts at 0 where a calibrated
+    model shows such an error by chance; in simulation it covers at least as often as `level` says.
 
     Raises: ParameterError: lists of different lengths, a confidence outside 0..1, an outcome other than 0 and 1.
     """
     p, y = _checked_pairs(confidence, correct)
     codes = checked(p, clusters)[1]
     if bins < 1 or resamples < 2 or not 0 < level < 1:
-        raise ParameterError(
-            f"wants bins from 1, two resamples and a level in 0..1, found {bins}, {resamples}, {level}"
-        )
+        raise ParameterError(f"wants bins from 1, two resamples and a level in 0..1, not {bins}, {resamples}, {level}")
     if by not in ("width", "mass"):
         raise ParameterError(f"bins have equal width or equal mass, found {by!r}")
-    edges = (
-        np.linspace(0, 1, bins + 1) if by == "width" else np.unique([0, *np.quantile(p, np.arange(1, bins) / bins), 1])
-    )
+    inner = np.arange(1, bins) / bins
+    edges = np.unique([0, *(inner if by == "width" else np.quantile(p, inner)), 1])
     place = np.clip(np.searchsorted(edges, p, side="left") - 1, 0, len(edges) - 2)
     rng, count = np.random.default_rng(seed), int(codes.max()) + 1
     gaps = np.zeros((count, len(edges) - 1))  # summed accuracy - confidence, by cluster and bin
@@ -73,9 +73,12 @@ def expected_calibration_error(
     sizes = np.bincount(codes)
     weights = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
     drawn = np.abs(weights @ gaps).sum(axis=1) / (weights @ sizes)
-    low, high = 2 * error - np.quantile(drawn, [(1 + level) / 2, (1 - level) / 2])
-    estimate = Estimate(float(error), float(drawn.std(ddof=1)), max(0.0, float(low)), float(high), len(p))
-    return Calibration(estimate, _by_chance(p, place, resamples, rng), _table(p, y, place, edges))
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    by_chance = _by_chance(p, place, resamples, rng)
+    explained = error <= np.quantile(by_chance, (1 + level) / 2)
+    lowest, highest = 0.0 if explained else min(low, 2 * error - high), max(high, 2 * error - low)
+    estimate = Estimate(float(error), float(drawn.std(ddof=1)), max(0.0, float(lowest)), float(highest), len(p))
+    return Calibration(estimate, float(by_chance.mean()), _table(p, y, place, edges))
 
 
 def brier_score(
@@ -89,12 +92,10 @@ def brier_score(
     return mean((p - y) ** 2, clusters, level)
 
 
-def _by_chance(p: np.ndarray, place: np.ndarray, resamples: int, rng: np.random.Generator) -> float:
-    """Mean error of outcomes that are drawn with the confidences p [items] as their probabilities."""
-    total = 0.0
-    for _ in range(resamples):
-        total += np.abs(np.bincount(place, (rng.random(len(p)) < p) - p)).sum() / len(p)
-    return float(total / resamples)
+def _by_chance(p: np.ndarray, place: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Errors [resamples] of outcomes that are drawn with the confidences p [items] as their probabilities."""
+    gaps = (np.bincount(place, (rng.random(len(p)) < p) - p) for _ in range(resamples))
+    return np.array([np.abs(gap).sum() / len(p) for gap in gaps])
 
 
 def _table(p: np.ndarray, y: np.ndarray, place: np.ndarray, edges: np.ndarray) -> list[Bin]:

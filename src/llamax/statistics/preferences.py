@@ -153,11 +153,11 @@ def bradley_terry(
     P(i beats j) : P(tie) : P(j beats i) = e^i : nu * e^((i+j)/2) : e^j, which without ties is Bradley & Terry's (1952).
     Intervals are percentiles of a bootstrap over whole prompts and whole raters: a comparison counts as often as its
     prompt times its rater was drawn (pigeonhole bootstrap, Owen 2007: a little too wide rather than too narrow).
-    `prior` > 0 adds -prior/2 * strength^2 to the log likelihood, and the same for log nu. Resamples always have at least
-    0.01 of it, because in some of them a system may never lose.
+    `prior` > 0 adds -prior/2 * strength^2 to the log likelihood, and the same for log nu. Resamples always have at
+    least 0.01 of it, because in some of them a system may never lose.
 
-    Raises: ParameterError: lists of different lengths, a system against itself, another outcome; DataError: systems that
-        no chain of comparisons links, or, without a prior, one that never loses or never wins.
+    Raises: ParameterError: lists of different lengths, a system against itself, another outcome; DataError: systems
+        that no chain of comparisons links, or, without a prior, one that never loses or never wins.
     """
     values, names, pairs = _comparisons(first, second, outcomes)
     if prior < 0 or resamples < 1:
@@ -293,13 +293,12 @@ def _check_connected(table: np.ndarray, names: list[str], prior: float) -> None:
     if not table[0].any():
         raise DataError("every comparison is a tie: strengths cannot be told; give a prior, such as 0.1")
     parts, part = csgraph.connected_components(beaten, connection="strong")
-    for number in range(parts if parts > 1 else 0):
-        inside = part == number
-        never_loses, never_wins = not beaten[~inside][:, inside].any(), not beaten[inside][:, ~inside].any()
-        if never_loses or never_wins:
-            group = ", ".join(name for name, here in zip(names, inside, strict=True) if here)
-            did = "lost to" if never_loses else "won against"
-            raise DataError(
-                f"{group}: never {did} or tied with another system, so the strength is infinite; "
-                "compare more, or give a prior, such as 0.1"
-            )
+    ends = []
+    for inside in (part == number for number in range(parts if parts > 1 else 0)):
+        ends += [(int(inside.sum()), "lost to", inside)] if not beaten[~inside][:, inside].any() else []
+        ends += [(int(inside.sum()), "won against", inside)] if not beaten[inside][:, ~inside].any() else []
+    if ends:
+        _, did, inside = min(ends, key=lambda end: end[:2])
+        group = ", ".join(name for name, here in zip(names, inside, strict=True) if here)
+        why = f"never {did} or tied with another system, so that the strength is infinite"
+        raise DataError(f"{group}: {why}; compare more, or give a prior, such as 0.1")
