@@ -71,10 +71,10 @@ def test_the_tulu_study(tulu):
     unit = tulu.prompt + " " + models_of
     assert found.agreement.n == (tulu.rater.groupby(unit).nunique() > 1).sum()
     score = tulu.choice.map({"left": 1.0, "tie": 0.5, "right": 0.0})
-    score = score.where(tulu.left < tulu.right, 1 - score)
+    score = score.where(tulu.left.map(models.index) < tulu.right.map(models.index), 1 - score)
     ratings = pd.DataFrame({"unit": unit, "rater": tulu.rater, "score": score}).pivot(index="rater", columns="unit")
     known = krippendorff.alpha(ratings.to_numpy(), level_of_measurement="ordinal")
-    assert found.agreement.low < known < found.agreement.high
+    assert found.agreement.value == pytest.approx(known) and found.agreement.low < known < found.agreement.high
     decided = tulu.choice != "tie"
     assert found.left_share.value == pytest.approx((tulu.choice[decided] == "left").mean())
     assert "tulu_65B against tulu_7B" in report(found)

@@ -74,6 +74,7 @@ def test_votes_are_on_disk_and_the_rater_goes_on(study):
     again = open_sheet(study.folder, study.plan, "ANN")
     assert again == sheet and again.next == 3
     assert [again.votes[n].reason for n in range(3)] == ["why 0", "why 1", "why 2"]
+    assert len(cast(study.folder, study.plan, "ann", 3, "left", "x" * 5000).votes[3].reason) == store.LONGEST_REASON
     vote = json.loads(lines(study, "ann")[2])
     assert (vote["prompt"], vote["left"], vote["right"]) == sheet.items[1]
 
@@ -231,3 +232,26 @@ def test_processes_at_once_never_overwrite_each_other(study, raters):
     assert all(set(sheet.votes) == set(range(12)) for sheet in sheets)
     assert sum(won.get() for _ in raters) == 12 * len(sheets)
     assert sorted(json.loads(lines(study, code)[0])["seat"] for code in set(raters)) == list(range(len(set(raters))))
+
+
+def occupy(path, taken, done):
+    with store._locked(path):
+        taken.set()
+        done.wait(60)
+
+
+def test_a_vote_waits_for_whoever_is_writing_the_same_file(study, monkeypatch):
+    open_sheet(study.folder, study.plan, "ann")
+    monkeypatch.setattr(store, "PATIENCE", 0.2)
+    context = multiprocessing.get_context("fork")
+    taken, done = context.Event(), context.Event()
+    path = study.folder / "raters" / "ann.jsonl"
+    other = context.Process(target=occupy, args=(path, taken, done))
+    other.start()
+    assert taken.wait(60)
+    fails(r"ann\.jsonl: locked by another process for more than", cast, study.folder, study.plan, "ann", 0, "left")
+    open_sheet(study.folder, study.plan, "bob")
+    assert cast(study.folder, study.plan, "bob", 0, "left").next == 1, "nobody else has to wait"
+    done.set()
+    other.join(60)
+    assert cast(study.folder, study.plan, "ann", 0, "left").next == 1
