@@ -56,7 +56,9 @@ def test_groups_are_a_partition_that_shares_what_it_says(sequences, price):
 
 
 def test_batches_are_padded_little_once_they_are_big_enough():
-    assert alike([100] * 20) == 20
-    assert alike([100, 90, 80, 10, 10]) == 5  # too small a batch to be choosy
-    assert alike([100] * 6 + [79]) == 6
-    assert alike([100] * 6 + [80]) == 7
+    assert alike([100] * 20, 4096) == 20
+    assert alike([100, 90, 80, 10, 10], 4096) == 5  # too small a batch to be choosy
+    assert alike([100] * 6 + [89], 4096) == 6
+    assert alike([100] * 6 + [90], 4096) == 7
+    assert alike([100] * 20, 1000) == 10
+    assert alike([100] * 2, 50) == 1

@@ -231,6 +231,11 @@ def logits_of(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     return model.get_output_embeddings()(hidden).float()
 
 
+def batch_tokens(model: PreTrainedModel) -> int:
+    """Tokens, padding included, that are encoded in one forward pass: enough to keep the device busy, not more."""
+    return 4096 if model.device.type == "cpu" else 32768
+
+
 def head_size(config) -> int:
     """Numbers in one key of one head."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

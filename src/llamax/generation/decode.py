@@ -21,6 +21,7 @@ from llamax.generation.attention import (
     Filled,
     Prefix,
     Room,
+    batch_tokens,
     encode,
     encode_prefix,
     head_size,
@@ -34,7 +35,6 @@ from llamax.progress import Progress
 REFILL_SHARE = 0.125  # of the batch: so many places are free before new prompts come in, for their batch's sake
 FINISHED_SHARE = 0.25  # of the batch: so many rows are done before the room shrinks, once no prompt is left
 SHRINK = 0.5  # prompts that need less than this share of the first one's room get a room of their own
-PREFILL_TOKENS = 4096  # encoded in one forward pass
 HOST_BYTES = 6 * 2**30  # of keys and values, where there is no accelerator to ask
 DEVICE_SHARE = 0.7  # of an accelerator's free memory
 
@@ -226,9 +226,9 @@ class _Decoder:
 
     def _fill(self, queue: deque[_Answer], free: list[int]) -> None:
         """Encode the next prompts into free places, and take their first tokens."""
-        width = max(len(answer.prompt) for answer in islice(queue, len(free)))
-        fit = max(1, min(len(free), PREFILL_TOKENS // width))
-        count = alike([len(answer.prompt) for answer in islice(queue, fit)])
+        lengths = [len(answer.prompt) for answer in islice(queue, len(free))]
+        count = alike(lengths, batch_tokens(self.model))
+        width = max(lengths[:count])
         places = free[:count]
         for place in places:
             self.rows[place] = queue.popleft()

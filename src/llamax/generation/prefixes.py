@@ -12,8 +12,7 @@ import numpy as np
 
 SHORTEST = 16  # tokens; to share less is not worth the trouble
 PRICE = 256  # tokens: a group is a batch of its own, and rarely a full one
-ENOUGH = 512  # tokens of a batch, beyond which to fill it is worth little padding
-PADDED = 0.8  # of the longest row's length is the least that such a batch takes in
+PADDED = 0.9  # of the longest row's length is the least that such a batch takes in
 STEP = 8  # tokens; prefixes are told apart if they differ by more than this and a tenth
 
 
@@ -70,11 +69,15 @@ def _best(shared: np.ndarray, start: int, end: int) -> Choice:
     return Choice(saved, [group for part in parts for group in part.groups])
 
 
-def alike(lengths: list[int]) -> int:
-    """How many rows of falling `lengths` go well into one padded batch."""
+def alike(lengths: list[int], tokens: int) -> int:
+    """How many rows of falling `lengths` go well into one batch of at most `tokens`, padding included.
+
+    Padding is small once an eighth of the tokens is there.
+    """
+    most = min(len(lengths), tokens // lengths[0])
     count = 1
-    while count < len(lengths):
-        if count * lengths[0] >= ENOUGH and lengths[count] < PADDED * lengths[0]:
+    while count < most:
+        if count * lengths[0] >= tokens / 8 and lengths[count] < PADDED * lengths[0]:
             break
         count += 1
     return count

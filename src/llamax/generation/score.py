@@ -20,6 +20,7 @@ from llamax.errors import ModelError, ParameterError
 from llamax.generation.attention import (
     Past,
     Prefix,
+    batch_tokens,
     encode,
     encode_prefix,
     logits_of,
@@ -29,7 +30,6 @@ from llamax.generation.attention import (
 from llamax.generation.prefixes import alike, group_by_prefix
 from llamax.progress import Progress
 
-BATCH_TOKENS = 4096  # of a forward pass, about
 SCORES = 2**26  # attention scores held at once for all heads of a layer, about: 256 MB in fp32
 SPOTS = 1024  # places whose logits over the whole vocabulary are held at once
 
@@ -94,11 +94,12 @@ def score_choices(
     """
     _check(pairs, model.config.max_position_embeddings)
     scored: list[list[Scored] | None] = [None] * len(pairs)
+    tokens = batch_tokens(model)
     with shared_attention(model), Progress(len(pairs), "score", shown=progress) as bar:
         for members, shared in group_by_prefix([context for context, _ in pairs]):
             prefix = encode_prefix(model, pairs[members[0]][0][:shared]) if shared else None
             trees = sorted((grow(i, *pairs[i], shared) for i in members), key=lambda tree: -len(tree.ids))
-            for batch in batch_trees(trees, batch_size, shared, model.config.num_attention_heads):
+            for batch in batch_trees(trees, batch_size, shared, model.config.num_attention_heads, tokens):
                 for tree, found in zip(batch, _score(model, batch, prefix), strict=True):
                     scored[tree.pair] = found
                     if on_scored:
@@ -130,13 +131,13 @@ def grow(pair: int, context: list[int], choices: list[list[int]], shared: int) -
     return Tree(pair, *arrays, len(choices))
 
 
-def batch_trees(trees: list[Tree], batch_size: int, shared: int, heads: int) -> Iterator[list[Tree]]:
-    """At most `batch_size` trees at a time, longest first, within `BATCH_TOKENS` and `SCORES`, with little padding."""
+def batch_trees(trees: list[Tree], batch_size: int, shared: int, heads: int, tokens: int) -> Iterator[list[Tree]]:
+    """At most `batch_size` trees at a time, longest first, within `tokens` and `SCORES`, with little padding."""
     start = 0
     while start < len(trees):
         longest = len(trees[start].ids)
-        fit = min(BATCH_TOKENS // longest, SCORES // (heads * longest * (longest + shared)))
-        count = alike([len(tree.ids) for tree in trees[start : start + max(1, min(batch_size, fit))]])
+        fit = max(1, min(batch_size, SCORES // (heads * longest * (longest + shared))))
+        count = alike([len(tree.ids) for tree in trees[start : start + fit]], tokens)
         yield trees[start : start + count]
         start += count
 
@@ -227,7 +228,7 @@ def text_loss(model: PreTrainedModel, rows, pad_id: int) -> TextLoss:
 
     nats = np.zeros(int(rows.sources.max(initial=-1)) + 1)
     tokens = np.zeros(len(nats), dtype=np.int64)
-    count = max(1, BATCH_TOKENS // rows.length)
+    count = max(1, batch_tokens(model) // rows.length)
     was_training = model.training
     model.eval()
     try:
