@@ -9,13 +9,7 @@ from llamax.training.config import TrainConfig
 
 Count = Annotated[StrictInt, Field(gt=0)]
 NANO = ("knowledge", "arithmetic", "open_qa", "truthfulness", "code")
-CARDS = {  # data cards whose names are not the benchmarks' own
-    "gsm8k_cot": "gsm8k",
-    "truthfulqa_mc1": "truthfulqa",
-    "truthfulqa_mc2": "truthfulqa",
-    "ap_like": "mmlu",
-    "gre_like": "agieval_aqua_rat",
-}
+CARDS = {"gsm8k_cot": "gsm8k", "ap_like": "mmlu", "gre_like": "agieval_aqua_rat"}
 CURRENT, CANDIDATE = "current", "candidate"
 
 
@@ -59,6 +53,7 @@ class EvaluationConfig(Parameters):
     variance: Variance = Variance()
     batch_size: PositiveInt = 32
     precision: Literal["fp32", "bf16"] = "fp32"
+    engine: Literal["torch", "vllm"] = Field("torch", description="vllm: where it is installed; real benchmarks only")
     ranks: PositiveInt = Field(1, description="processes, each with a model of its own; real benchmarks only")
 
     @model_validator(mode="after")
@@ -70,11 +65,13 @@ class EvaluationConfig(Parameters):
             for name in (*self.limits, *self.variance.limits):
                 if name not in NANO:
                     raise ValueError(f"limits: the suite 'nano' has no task {name!r}; it has {', '.join(NANO)}")
-            foreign = ("protocol", "shots", "max_new_tokens", "samples", "temperature", "ranks")
+            foreign = ("protocol", "shots", "max_new_tokens", "samples", "temperature", "engine", "ranks")
             if used := [name for name in foreign if getattr(self, name) != type(self).model_fields[name].default]:
                 raise ValueError(f"{used[0]} has no effect on the suite 'nano': leave it out")
         elif not self.limits:
             raise ValueError("limits: name the benchmarks to run, such as {mmlu: 100, gsm8k: null}")
+        if self.engine == "vllm" and self.ranks > 1:
+            raise ValueError("ranks: vllm spreads over GPUs by itself; leave ranks at 1")
         if (self.samples > 1) != (self.temperature > 0):
             raise ValueError("samples and temperature: several answers need a temperature, one answer is greedy")
         return self
@@ -84,11 +81,21 @@ class EvaluationConfig(Parameters):
         learned = [*([self.tune.source] if self.tune else []), *self.training_data]
         if self.suite == "nano":
             return list(dict.fromkeys([*learned, "nano"]))
-        return list(dict.fromkeys([*learned, *(CARDS.get(name, name) for name in self.limits)]))
+        return list(dict.fromkeys([*learned, *map(card_of, self.limits)]))
 
     def models(self) -> list[str]:
         """Models whose fingerprints enter the run key."""
         return [self.model, *([self.candidate] if self.candidate else [])]
+
+
+def card_of(benchmark: str) -> str:
+    """Name of the data card of a benchmark; without lm-eval, whose import takes seconds."""
+    if benchmark.endswith("_proxy"):
+        return f"agieval_{benchmark.removesuffix('_proxy')}"
+    for family in ("mmmlu", "truthfulqa"):
+        if benchmark.startswith(f"{family}_"):
+            return family
+    return CARDS.get(benchmark, benchmark)
 
 
 CONFIG = EvaluationConfig

@@ -28,6 +28,7 @@ from llamax.training.loop import count_steps
 from llamax.versions.measured import ITEM_COLUMNS, NOTE, Measured, item_set, note
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+VLLM = {"fp32": "float32", "bf16": "bfloat16"}
 TABLES = ("items", "confidence", "variance")
 
 
@@ -228,14 +229,16 @@ class Study:
     def _backend(self, label: str):
         """A model that lm-eval's tasks can ask: in this process, or one per rank."""
         from llamax.evaluation.backend import Backend
-        from llamax.evaluation.engines import TorchEngine
+        from llamax.evaluation.engines import TorchEngine, VllmEngine
         from llamax.evaluation.journal import Journal, Journaled
         from llamax.evaluation.ranks import RankedEngine
 
         config, spec = self.config, self.models[label]
-        identity = f"{fingerprint(spec)} {config.precision}"
+        identity = f"{fingerprint(spec)} {config.precision} {config.engine}"
         journal = Journal(self.run.scratch / label / "journal", identity)
-        if config.ranks == 1:
+        if config.engine == "vllm":
+            engine = VllmEngine(spec, load_tokenizer(spec, pad_token=config.pad_token), dtype=VLLM[config.precision])
+        elif config.ranks == 1:
             engine = TorchEngine(*self._load(label), batch_size=config.batch_size, progress=True)
         else:
             tokenizer, window = (

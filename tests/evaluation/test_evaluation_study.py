@@ -1,0 +1,174 @@
+"""Direction 08: its parameters, its numbers, and a study that goes on where it was."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from llamax import statistics
+from llamax.errors import ParameterError
+from llamax.evaluation import analysis, benchmarks, definitions, figures
+from llamax.evaluation.config import CANDIDATE, CURRENT, EvaluationConfig, card_of
+from llamax.evaluation.study import Study
+from llamax.runs.parameters import parse_parameters
+from llamax.versions.measured import ITEM_COLUMNS, Measured, item_set
+
+TRAIN = {"learning_rate": 1e-3, "max_steps": 1, "batch_size": 2, "micro_batch": 2}
+SMALL = {
+    "tune": {"max_examples": 8, "length": 128, "train": TRAIN},
+    "limits": {"knowledge": 5, "open_qa": 4},
+    "training_data": ["nano"],
+    "variance": {"limits": {"knowledge": 4}, "wordings": ["as defined", "bare"], "seeds": 0},
+}  # fmt: skip
+
+
+class FakeRun:
+    """What a study asks of a run, without a notebook."""
+
+    def __init__(self, folder):
+        self.scratch, self.reused = folder, False
+        self.record = type("Record", (), {"key": "k", "parts": {}, "run": "fake"})()
+        self.metrics, self.tables, self.notes, self.done = {}, {}, {}, False
+
+    def metric(self, name, value, **more):
+        self.metrics[name] = value
+
+    def items(self, frame):
+        self.tables["items"] = frame
+
+    def series(self, name, frame):
+        self.tables[name] = frame
+
+    def note(self, name, value):
+        self.notes[name] = value
+
+    def complete(self):
+        self.done = True
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    config = EvaluationConfig(profile="test", **SMALL)
+    study = Study(config, FakeRun(tmp_path_factory.mktemp("run")))
+    study.run_all()
+    return study
+
+
+def test_every_benchmark_has_the_data_card_that_enters_the_run_key():
+    for name in definitions.names():
+        config = next(iter(definitions.configs(definitions.find(name)).values()))
+        assert benchmarks.card_of(config["dataset_path"]).name == card_of(name)
+
+
+def test_items_are_those_that_the_gate_reads(study):
+    assert list(study.items.columns) == ITEM_COLUMNS
+    assert study.items.groupby(["model", "benchmark"]).item.nunique().to_dict() == {
+        (model, name): count for model in (CURRENT, CANDIDATE) for name, count in {"knowledge": 5, "open_qa": 4}.items()
+    }
+    for model in (CURRENT, CANDIDATE):
+        said = study.measured[model]["knowledge"]
+        assert (said.items, said.total, said.protocol, said.contamination) == (5, 200, "nano", "checked")
+        assert said.item_set == item_set(study.items[study.items.benchmark == "knowledge"].item)
+
+
+def test_the_record_has_every_number_and_its_interval(study):
+    study.conclude()
+    run = study.run
+    assert run.done and json.dumps(run.notes)
+    rows = study.items[(study.items.model == CURRENT) & (study.items.benchmark == "knowledge")]
+    assert run.metrics["current.knowledge.acc"] == pytest.approx(rows.outcome.mean())
+    both = study.items[study.items.benchmark == "knowledge"].pivot(index="item", columns="model", values="outcome")
+    gain = statistics.paired_difference(both[CANDIDATE], both[CURRENT])
+    assert run.metrics["gain.knowledge"] == pytest.approx(gain.value)
+    assert {"candidate.knowledge.ece", "spread.current.knowledge.wording", "detectable.open_qa"} <= set(run.metrics)
+    assert set(run.tables) == {"items", "confidence", "variance", "leaks", "curve"}
+
+
+def test_what_is_done_is_not_done_again(study, monkeypatch):
+    again = Study(study.config, FakeRun(study.run.scratch))
+    monkeypatch.setattr("llamax.evaluation.study.train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("llamax.evaluation.study.load", lambda *_, **__: pytest.fail("loaded again"))
+    pd.testing.assert_frame_equal(again.run_all(), study.items)
+    pd.testing.assert_frame_equal(again.variance, study.variance)
+
+
+def test_the_gate_is_told_what_was_asked(study):
+    table = analysis.gate_table(study)
+    assert list(table.index) == ["knowledge", "open_qa"]
+    assert analysis.verdict(study).endswith("This is a rehearsal: it says nothing about a version.")
+
+
+def test_every_figure_draws(study):
+    for draw in (figures.scores, figures.reliability, figures.spread, figures.gains):
+        assert draw(study).axes
+    assert figures.subjects(study, "knowledge").axes or analysis.by_cluster(study).empty
+
+
+def outcomes(model, benchmark, values, clusters=None):
+    items = [f"{benchmark}/{n}" for n in range(len(values))]
+    frame = {"model": model, "benchmark": benchmark, "metric": "acc", "item": items, "sample": 0, "outcome": values}
+    return pd.DataFrame(frame | {"cluster": clusters or items, "contaminated": [n == 0 for n in range(len(values))]})
+
+
+def made(items, variance=None):
+    """A study whose answers are given."""
+    study = Study(EvaluationConfig(profile="test", candidate="smol"), FakeRun(None))
+    study.items = items
+    study.measured = {
+        model: {
+            name: Measured(
+                benchmark=name, metric="acc", protocol="nano", prompts="", shots=0, items=len(rows), total=len(rows),
+                item_set=item_set(rows.item),
+            )
+            for name, rows in of_model.groupby("benchmark", sort=False)
+        }
+        for model, of_model in items.groupby("model")
+    }  # fmt: skip
+    study.variance = variance if variance is not None else pd.DataFrame(columns=["model", *analysis.VARIANCE])
+    study.confidence = pd.DataFrame(columns=["model", *analysis.CONFIDENCE])
+    return study
+
+
+def test_scores_count_clusters_and_leave_out_what_leaked():
+    values, clusters = [1.0, 0.0, 1.0, 1.0], ["a", "a", "b", "b"]
+    (row,) = analysis.scores(made(outcomes(CURRENT, "knowledge", values, clusters))).itertuples()
+    expected = statistics.mean(values, clusters)
+    assert (row.value, row.standard_error, row.n, row.of) == (expected.value, expected.standard_error, 4, 4)
+    assert row.clean == pytest.approx(2 / 3)
+
+
+def test_several_samples_of_an_item_count_once():
+    twice = pd.concat([outcomes(CURRENT, "code", [1.0, 0.0]), outcomes(CURRENT, "code", [0.0, 0.0]).assign(sample=1)])
+    (row,) = analysis.scores(made(twice)).itertuples()
+    assert (row.value, row.n) == (0.25, 2)
+
+
+def test_spread_is_over_settings_on_the_same_items():
+    rows = [
+        ("knowledge", "wording", setting, f"i{n}", float(n < right), f"i{n}")
+        for setting, right in (("a", 2), ("b", 4))
+        for n in range(8)
+    ]
+    variance = pd.DataFrame(rows, columns=analysis.VARIANCE).assign(model=CURRENT)
+    (row,) = analysis.spread(made(outcomes(CURRENT, "knowledge", [1.0, 0.0]), variance)).itertuples()
+    assert (row.lowest, row.highest, row.settings, row.items) == (0.25, 0.5, 2, 8)
+    assert row.deviation == pytest.approx(np.std([0.25, 0.5], ddof=1))
+    assert row.error == pytest.approx(statistics.mean([1.0, 1.0] + [0.0] * 6).standard_error)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({"candidate": "smol"}, "the candidate is given, or made by tuning; not both"),
+        ({"limits": {"mmlu": 3}}, "the suite 'nano' has no task 'mmlu'"),
+        ({"shots": 3}, "shots has no effect on the suite 'nano'"),
+        ({"suite": "real", "limits": {}}, "name the benchmarks to run"),
+        ({"suite": "real", "limits": {"mmlu": 3}, "samples": 4}, "several answers need a temperature"),
+        ({"suite": "real", "limits": {"mmlu": 3}, "engine": "vllm", "ranks": 2}, "vllm spreads over GPUs by itself"),
+        ({"suite": "real", "limits": {"mmlu": 0}}, "greater than 0"),
+    ],
+)
+def test_bad_parameters_are_one_clear_line(overrides, says):
+    with pytest.raises(ParameterError, match=says):
+        parse_parameters("evaluation", "nano", 0, overrides)
