@@ -144,6 +144,17 @@ def test_several_samples_of_an_item_count_once():
     assert (row.value, row.n) == (0.25, 2)
 
 
+def test_names_of_metrics_are_names_of_the_record():
+    asked = outcomes(CURRENT, "code", [1.0, 0.0]).assign(metric="pass@1")
+    cut = outcomes(CURRENT, "gsm8k", [1.0, 0.0]).assign(metric="exact_match,flexible-extract")
+    study = made(pd.concat([asked, cut]))
+    study.models = {CURRENT: "nano"}
+    assert [one.name for one in analysis.metrics(study)] == [
+        "current.code.pass_at_1",
+        "current.gsm8k.exact_match-flexible-extract",
+    ]
+
+
 def test_spread_is_over_settings_on_the_same_items():
     rows = [
         ("knowledge", "wording", setting, f"i{n}", float(n < right), f"i{n}")

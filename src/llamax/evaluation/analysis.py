@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 CONFIDENCE = ["benchmark", "item", "confidence", "outcome", "cluster"]
 VARIANCE = ["benchmark", "kind", "setting", "item", "outcome", "cluster"]
-KINDS = {"wording": "wording of the prompt", "seed": "seed"}
+FEWEST = 5  # items of a subject, to be shown by itself
 
 
 class Metric(NamedTuple):
@@ -62,10 +62,10 @@ def metrics(study: "Study") -> list[Metric]:
     `detectable.<benchmark>` (the true gain that this comparison would show with 80% power); `<model>.<benchmark>.ece`;
     `spread.<model>.<benchmark>.<kind>` (standard deviation over wordings or seeds of the score on the same items).
     """
-    found = [
-        _metric(f"{row.model}.{row.benchmark}.{row.metric.replace(',', '-')}", row)
-        for row in scores(study).itertuples()
-    ]
+    found = []
+    for row in scores(study).itertuples():
+        metric = row.metric.replace(",", "-").replace("@", "_at_")
+        found.append(_metric(f"{row.model}.{row.benchmark}.{metric}", row))
     found += [_metric(f"{row.model}.{row.benchmark}.ece", row) for row in calibration(study).itertuples()]
     for row in spread(study).itertuples():
         found.append(Metric(f"spread.{row.model}.{row.benchmark}.{row.kind}", row.deviation, n=row.settings))
@@ -96,11 +96,11 @@ def scores(study: "Study") -> pd.DataFrame:
 
 
 def by_cluster(study: "Study", model: str = CURRENT) -> pd.DataFrame:
-    """Scores of the subjects of those benchmarks whose items have some in common: benchmark, cluster, value, low, high,
-    n; headline metrics, Wilson's interval."""
+    """Scores of the subjects of those benchmarks that have some with at least `FEWEST` items: benchmark, cluster, value,
+    low, high, n; headline metrics, Wilson's interval."""
     rows = []
     for (name, cluster), group in headlines(study, model).groupby(["benchmark", "cluster"], sort=False):
-        if len(group) > 1 and set(group.outcome) <= {0.0, 1.0}:
+        if len(group) >= FEWEST and set(group.outcome) <= {0.0, 1.0}:
             found = statistics.wilson(int(group.outcome.sum()), len(group))
             rows.append((name, cluster, found.value, found.low, found.high, found.n))
     return pd.DataFrame(rows, columns=["benchmark", "cluster", "value", "low", "high", "n"])

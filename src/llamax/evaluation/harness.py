@@ -202,7 +202,7 @@ def build_requests(
     """
     docs, shots, requests = task.eval_docs, task.config.num_fewshot, []
     task.set_fewshot_seed(seed=examples_seed)  # the requests of a task may be built more than once
-    drawn = shots > 0 and not isinstance(task.sampler, FirstNSampler)
+    drawn = draws_examples(task)
     same_split = task.fewshot_cfg.split == task.config.test_split
     wanted = set(items)
     for item in range(max(wanted) + 1):
@@ -340,6 +340,11 @@ def _judged(part: Part, progress: bool) -> Iterator[Row]:
         for k in PASS_AT:
             if k <= len(results):
                 yield Row(part.name, f"pass@{k}", item, 0, pass_at(k, len(results), sum(results)), item)
+
+
+def draws_examples(task: Task) -> bool:
+    """Whether each item is shown examples of its own, drawn by a seed."""
+    return task.config.num_fewshot > 0 and not isinstance(task.sampler, FirstNSampler)
 
 
 def confidences(part: Part) -> Iterator[tuple[str, str, float, float, str]]:

@@ -154,19 +154,22 @@ class Study:
         items = table.rename(columns={"task": "benchmark"}).assign(sample=0)
         confidence = items[items.confidence.notna()][analysis.CONFIDENCE]
         variance = [analysis.one_setting(items[items.benchmark.isin(config.variance.limits)], "", "")[:0]]
-        for kind, setting, changes in self._nano_settings():
-            again = self._nano_table(loaded, config.variance.limits, f"{kind} {setting}", **changes)
+        for kind, setting, limits, changes in self._nano_settings():
+            again = self._nano_table(loaded, limits, f"{label}, {kind} {setting}", **changes)
             variance.append(analysis.one_setting(again.rename(columns={"task": "benchmark"}), kind, setting))
         return Answers(items, confidence, pd.concat(variance), self._nano_measured(items))
 
-    def _nano_settings(self) -> list[tuple[str, str, dict]]:
-        """(kind, name, arguments of `nano.evaluate`) of every setting that the variance is measured over."""
+    def _nano_settings(self) -> list[tuple[str, str, dict, dict]]:
+        """(kind, name, items, arguments of `nano.evaluate`) of every setting that the variance is measured over.
+
+        A seed moves answers that are sampled, and no choices.
+        """
         wanted = self.config.variance
-        if not wanted.limits:
-            return []
-        found = [("wording", name, {"wording": name}) for name in wanted.wordings]
-        seeds = [("seed", str(s), {"temperature": wanted.temperature, "seed": s}) for s in range(wanted.seeds)]
-        return found + seeds
+        said = {task: limit for task, limit in wanted.limits.items() if task in nano.MAX_NEW_TOKENS}
+        found = [("wording", name, wanted.limits, {"wording": name}) for name in wanted.wordings if wanted.limits]
+        for seed in range(wanted.seeds if said else 0):
+            found.append(("seed", str(seed), said, {"temperature": wanted.temperature, "seed": seed}))
+        return found
 
     def _nano_table(self, loaded: Loaded, limits: dict, label: str, **changes) -> pd.DataFrame:
         chosen = world_items(limits)
@@ -200,6 +203,9 @@ class Study:
         for kind, setting, changes in self._real_settings():
             for name, limit in wanted.variance.limits.items():
                 parts = self._parts(name, limit, **changes)
+                if kind == "seed" and not any(harness.draws_examples(part.task) for part in parts):
+                    continue
+                print(f"{label}, {kind} {setting}: {name}", flush=True)
                 harness.respond(backend, parts)
                 rows = pd.DataFrame([row for part in parts for row in harness.outcomes(part, progress=True)])
                 rows = rows[rows.metric == harness.headline(name)]
