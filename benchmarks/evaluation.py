@@ -5,7 +5,7 @@
 
 Both backends get the same model object and the same requests, made by lm-eval's tasks, in one process. `speed` first
 lets the peer find its best batch size on a sixth of the requests, then interleaves the two: seconds of each run, and
-the ratio pair by pair. MMLU: three whole subjects of at most 200 questions, those at the quartiles of prompt length, so
+the ratio pair by pair. MMLU: three whole subjects of at most 120 questions, those at the quartiles of prompt length, so
 that a prefix is shared by as few questions as in a full run, or fewer. `parity` compares every choice and every text;
 its MMLU items are those of the subjects with the shortest prompts, whole, until there are enough. Each writes
 `<out>/<what>.json`.
@@ -38,7 +38,7 @@ SPEED = {
     "gsm8k": ("gsm8k",),
 }
 SIZES = (1, 2, 4, 8, 16, 32)  # batch sizes that the peer tries
-BIGGEST = 200  # questions of a subject
+BIGGEST = 120  # questions of a subject
 TIE = 1e-4  # nats
 
 

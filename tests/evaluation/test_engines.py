@@ -114,14 +114,18 @@ def ranked(tmp_path, tiny_model, tiny_tokenizer, count):
     return RankedEngine(str(model), tiny_tokenizer, 256, Journal(tmp_path / "journal", "model"), ranks=count)
 
 
-def test_two_ranks_answer_as_one_and_another_number_goes_on(tmp_path, tiny_model, tiny_tokenizer, engine):
+def test_two_ranks_answer_as_one_and_another_number_goes_on(request, tmp_path, tiny_model, tiny_tokenizer, engine):
     two = ranked(tmp_path, tiny_model, tiny_tokenizer, 2)
+    request.addfinalizer(two.close)
     assert said(two, how=SAMPLED) == said(engine, how=SAMPLED)
     for ours, theirs in zip(scored(two), scored(engine), strict=True):
         assert [s.logprob for s in ours] == pytest.approx([s.logprob for s in theirs], abs=1e-5)
     written = sum(len(file.read_text().splitlines()) for file in (tmp_path / "journal").glob("answers-*"))
     assert written == len(PAIRS) + len(ASKS)
     assert {file.name for file in (tmp_path / "journal").glob("answers-*")} == {"answers-0.jsonl", "answers-1.jsonl"}
+    process = two.process
+    two.close()
+    assert process.poll() == 0
     one = Counting(engine)
     assert said(Journaled(one, Journal(tmp_path / "journal", "model")), how=SAMPLED) == said(engine, how=SAMPLED)
     assert one.asked == []

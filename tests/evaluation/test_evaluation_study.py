@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from llamax import statistics
-from llamax.errors import ParameterError
+from llamax.errors import ModelError, ParameterError
 from llamax.evaluation import analysis, benchmarks, definitions, figures
 from llamax.evaluation.config import CANDIDATE, CURRENT, EvaluationConfig, card_of
 from llamax.evaluation.study import Study
@@ -183,3 +183,47 @@ def test_spread_is_over_settings_on_the_same_items():
 def test_bad_parameters_are_one_clear_line(overrides, says):
     with pytest.raises(ParameterError, match=says):
         parse_parameters("evaluation", "nano", 0, overrides)
+
+
+@pytest.fixture
+def real(local_data, tmp_path, tiny_model, tiny_tokenizer):
+    """A config over little benchmarks and a tiny model on disk whose window holds their prompts."""
+    from llamax.models.save import save
+
+    tiny_model.config.max_position_embeddings = 2048
+    spec = str(save(tiny_model, tiny_tokenizer, tmp_path / "tiny"))
+    values = {"suite": "real", "model": spec, "limits": {"mmlu_anatomy": None, "gsm8k": None}, "max_new_tokens": 8}
+    variance = {"limits": {"mmlu_anatomy": 3, "gsm8k": 2}, "wordings": ["as defined", "no description"], "seeds": 2}
+    return EvaluationConfig(profile="test", **values, variance=variance)
+
+
+def test_real_benchmarks_by_one_process_and_by_two_are_the_same(real, tmp_path):
+    studies = []
+    for ranks in (1, 2):
+        config = real.model_copy(update={"ranks": ranks})
+        studies.append(Study(config, FakeRun(tmp_path / f"run-{ranks}")))
+        studies[-1].run_all()
+    one, two = studies
+    pd.testing.assert_frame_equal(one.items, two.items)
+    pd.testing.assert_frame_equal(one.confidence, two.confidence, atol=1e-5)
+    pd.testing.assert_frame_equal(one.variance, two.variance)
+    assert one.measured == two.measured
+    assert one.measured[CURRENT]["mmlu_anatomy"].shots == 5
+
+
+def test_seeds_are_asked_where_examples_are_drawn(real, tmp_path):
+    study = Study(real, FakeRun(tmp_path / "run"))
+    study.run_all()
+    kinds = study.variance.groupby(["benchmark", "kind"]).setting.nunique().to_dict()
+    assert kinds == {("mmlu_anatomy", "wording"): 2, ("gsm8k", "wording"): 2, ("gsm8k", "seed"): 2}
+
+
+def test_a_window_that_cuts_a_prompt_is_an_error_that_names_the_items(real, tmp_path):
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(real.model)
+    config.max_position_embeddings = 128
+    config.save_pretrained(real.model)
+    (tmp_path / "tiny" / "llamax.json").unlink()  # the notes, which would say that config.json was changed
+    with pytest.raises(ModelError, match=r"items need more tokens than the model's window of 128: mmlu_anatomy/0"):
+        Study(real, FakeRun(tmp_path / "run")).run_all()

@@ -5,7 +5,7 @@ that the model gave to what it chose, and whether that was right. `variance`: ou
 wordings and seeds.
 """
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ import pandas as pd
 from llamax import statistics
 from llamax.evaluation.config import CANDIDATE, CURRENT
 from llamax.runs import Run
+from llamax.runs.records import Metric
 from llamax.versions.decision import Evidence, decide, weigh
 from llamax.versions.gate import sentence
 from llamax.versions.ladder import Benchmark, ladder
@@ -24,19 +25,8 @@ if TYPE_CHECKING:
 
 CONFIDENCE = ["benchmark", "item", "confidence", "outcome", "cluster"]
 VARIANCE = ["benchmark", "kind", "setting", "item", "outcome", "cluster"]
+UNIT = "fraction"
 FEWEST = 5  # items of a subject, to be shown by itself
-
-
-class Metric(NamedTuple):
-    """One number of the record: `name`, `value`, and how sure it is."""
-
-    name: str
-    value: float
-    n: int | None = None
-    standard_error: float | None = None
-    low: float | None = None
-    high: float | None = None
-    unit: str = "fraction"
 
 
 def one_setting(rows: pd.DataFrame, kind: str, setting: str) -> pd.DataFrame:
@@ -68,18 +58,21 @@ def metrics(study: "Study") -> list[Metric]:
         found.append(_metric(f"{row.model}.{row.benchmark}.{metric}", row))
     found += [_metric(f"{row.model}.{row.benchmark}.ece", row) for row in calibration(study).itertuples()]
     for row in spread(study).itertuples():
-        found.append(Metric(f"spread.{row.model}.{row.benchmark}.{row.kind}", row.deviation, n=row.settings))
+        name = f"spread.{row.model}.{row.benchmark}.{row.kind}"
+        found.append(Metric(name=name, value=row.deviation, n=row.settings, unit=UNIT))
     for one in evidence(study):
         full = one.full
-        points = [number / 100 for number in (full.gain, full.standard_error, full.low, full.high)]
-        found.append(Metric(f"gain.{one.benchmark}", points[0], full.items, *points[1:]))
-        found.append(Metric(f"detectable.{one.benchmark}", full.detectable / 100, full.items))
+        share = {key: getattr(full, key) / 100 for key in ("standard_error", "low", "high")}
+        found.append(Metric(name=f"gain.{one.benchmark}", value=full.gain / 100, n=full.items, unit=UNIT, **share))
+        name = f"detectable.{one.benchmark}"
+        found.append(Metric(name=name, value=full.detectable / 100, n=full.items, unit=UNIT))
     return found
 
 
 def _metric(name: str, row: Any) -> Metric:
     known = {key: getattr(row, key) for key in ("standard_error", "low", "high")}
-    return Metric(name, row.value, row.n, **{k: None if np.isnan(v) else v for k, v in known.items()})
+    sure = {key: None if np.isnan(value) else value for key, value in known.items()}
+    return Metric(name=name, value=row.value, n=row.n, unit=UNIT, **sure)
 
 
 def scores(study: "Study") -> pd.DataFrame:
@@ -96,7 +89,7 @@ def scores(study: "Study") -> pd.DataFrame:
 
 
 def by_cluster(study: "Study", model: str = CURRENT) -> pd.DataFrame:
-    """Scores of the subjects of those benchmarks that have some with at least `FEWEST` items: benchmark, cluster, value,
+    """Scores of subjects with at least `FEWEST` items, benchmark by benchmark: columns benchmark, cluster, value,
     low, high, n; headline metrics, Wilson's interval."""
     rows = []
     for (name, cluster), group in headlines(study, model).groupby(["benchmark", "cluster"], sort=False):

@@ -40,7 +40,9 @@ class Journal:
                 self.known[key] = answer
 
     def write(self, key: str, answer: Any) -> None:
-        """Append an answer; it is the system's once this returns, so a killed process does not lose it."""
+        """Append an answer that is new; it is the system's once this returns, so a killed process does not lose it."""
+        if key in self.known:
+            return
         self.known[key] = answer
         with clear_disk_errors(self.file):
             if not hasattr(self, "stream"):

@@ -2,13 +2,15 @@
 
 Requests are made in one process and then shared out, so what is asked does not depend on the number of ranks; nor do
 the answers (fp32). Ranks do not talk to each other: what they have done lies in the journal, and another number of
-ranks can go on with it.
+ranks can go on with it. They start once, load the model once, and wait in the folder of the job for further lists.
 """
 
+import contextlib
 import json
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -23,11 +25,14 @@ from llamax.evaluation.journal import Journal, Journaled
 from llamax.files import write_atomic
 from llamax.generation.score import Pair
 from llamax.progress import Progress
-from llamax.training.ranks import first_failure, new_lines, place, rank_of, run_ranks
+from llamax.training.ranks import POLL_SECONDS, first_failure, new_lines, place, rank_of, started
+
+STOP = "stop"
+IDLE_SECONDS = 3600  # without a list to answer a rank ends: on another machine it does not see that we are gone
 
 
 class Shared(Config):
-    """What all ranks read: the model by name, where answers go, and what is asked."""
+    """What all ranks are told at their start: the model by name, and where answers go."""
 
     model: str
     pad_token: str | None
@@ -35,13 +40,21 @@ class Shared(Config):
     batch_size: int
     journal: str
     identity: str
+
+
+class Requests(Config):
+    """One list of requests: choices, or prompts and how they are continued."""
+
     pairs: list[tuple[list[int], list[list[int]]]] = Field(default_factory=list)
     asks: list[tuple[list[int], int]] = Field(default_factory=list)
     how: tuple[int, tuple[str, ...], float, float, int] | None = None
 
 
 class RankedEngine:
-    """`ranks` processes, on GPUs where there are some, which training's launcher starts for each list of requests."""
+    """`ranks` processes, on GPUs where there are some, which training's launcher starts. `close` ends them.
+
+    Raises: LaunchError: a rank failed; then with its own traceback.
+    """
 
     def __init__(
         self,
@@ -57,39 +70,78 @@ class RankedEngine:
         progress: bool = False,
     ) -> None:
         self.tokenizer, self.window, self.journal = tokenizer, window, journal
-        self.ranks, self.progress = ranks, progress
+        self.ranks, self.progress, self.lists = ranks, progress, 0
+        self.folder = journal.folder.resolve() / "ranks"
         self.shared = Shared(
             model=model, pad_token=pad_token, precision=precision, batch_size=batch_size,
             journal=str(journal.folder.resolve()), identity=journal.identity,
         )  # fmt: skip
+        self.process, self.stack = None, contextlib.ExitStack()
 
     def score(self, pairs: list[Pair], done: OnScored) -> None:
-        self._run(self.shared.model_copy(update={"pairs": pairs}), len(pairs))
-        Journaled(self, self.journal).score(pairs, done)
+        self._answer(Requests(pairs=pairs), len(pairs))
+        Journaled(_Silent(self), self.journal).score(pairs, done)
 
     def say(self, asks: list[Ask], how: How, done: OnSaid) -> None:
-        self._run(self.shared.model_copy(update={"asks": asks, "how": how}), len(asks))
-        Journaled(self, self.journal).say(asks, how, done)
+        self._answer(Requests(asks=asks, how=how), len(asks))
+        Journaled(_Silent(self), self.journal).say(asks, how, done)
 
-    def _run(self, shared: Shared, count: int) -> None:
-        """Let the ranks answer all of it. Raises: LaunchError: one failed; then with its own traceback."""
+    def close(self) -> None:
+        """End the ranks."""
+        if self.process is not None:
+            write_atomic(self.folder / STOP, "")
+            with contextlib.suppress(TimeoutError):
+                _wait_until(lambda: self.process.poll() is not None, seconds=30)
+        self.stack.close()
+        self.process = None
+
+    def _start(self) -> None:
         where = place(self.ranks)
-        folder = self.journal.folder.resolve() / "ranks"
-        shutil.rmtree(folder, ignore_errors=True)
-        write_atomic(folder / "job.json", shared.model_dump_json())
+        shutil.rmtree(self.folder, ignore_errors=True)
+        write_atomic(self.folder / "job.json", self.shared.model_dump_json())
+        self.lists = 0
+        self.process = self.stack.enter_context(started(__name__, self.folder / "job.json", where))
+
+    def _answer(self, requests: Requests, count: int) -> None:
+        """Let the ranks answer a list, and read what they wrote."""
+        if self.process is None:
+            self._start()
         files = [new_lines(self.journal.folder / f"answers-{rank}.jsonl") for rank in range(self.ranks)]
         for lines in files:
-            next(lines)  # what an earlier run has left
+            next(lines)  # what an earlier list has left
+        write_atomic(self.folder / f"requests-{self.lists}.json", requests.model_dump_json())
         with Progress(count, f"{self.ranks} ranks", shown=self.progress) as bar:
-            status = run_ranks(__name__, folder / "job.json", where, lambda: bar.advance(_count(files)))
-        if status:
-            raise LaunchError(first_failure(folder, status, where.ranks))
+            while len(list(self.folder.glob(f"done-{self.lists}-*"))) < self.ranks:
+                bar.advance(sum(len(next(lines)) for lines in files))
+                if self.process.poll() is not None:
+                    status, self.process = self.process.returncode, None
+                    raise LaunchError(first_failure(self.folder, status, self.ranks))
+                time.sleep(POLL_SECONDS)
+            bar.advance(sum(len(next(lines)) for lines in files))
+        self.lists += 1
         self.journal.load()
 
 
-def _count(files: list) -> int:
-    """How many answers came since it was last asked."""
-    return sum(len(next(lines)) for lines in files)
+class _Silent:
+    """What stands behind the journal once all ranks have answered: nothing should be asked any more."""
+
+    def __init__(self, engine: RankedEngine) -> None:
+        self.tokenizer, self.window, self.folder = engine.tokenizer, engine.window, engine.folder
+
+    def score(self, pairs: list[Pair], done: OnScored) -> None:
+        raise LaunchError(f"{len(pairs)} requests were answered by no rank (all output: {self.folder / 'log.txt'})")
+
+    def say(self, asks: list[Ask], how: How, done: OnSaid) -> None:
+        self.score(asks, done)
+
+
+def _wait_until(condition, seconds: float = float("inf")) -> None:
+    """Raises: TimeoutError."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError
+        time.sleep(POLL_SECONDS)
 
 
 def part_of_pairs(pairs: list[Pair], rank: int, ranks: int) -> list[Pair]:
@@ -107,22 +159,41 @@ def part_of_asks(asks: list[Ask], rank: int, ranks: int) -> list[Ask]:
 
 
 def main(job_file: str) -> None:
-    """Answer this rank's part."""
+    """Answer this rank's part of every list, until told to stop."""
     with rank_of(job_file) as (rank, ranks):
         import torch
 
         from llamax.models.load import load
 
+        folder = Path(job_file).parent
         shared = Shared.parse(json.loads(Path(job_file).read_text()), job_file)
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[shared.precision]
         loaded = load(shared.model, dtype=dtype, pad_token=shared.pad_token)
         loaded.model.to(device_of_rank())
         journal = Journal(Path(shared.journal), shared.identity, writer=str(rank))
         engine = Journaled(TorchEngine(*loaded, batch_size=shared.batch_size), journal)
-        if shared.pairs:
-            engine.score(part_of_pairs(shared.pairs, rank, ranks), lambda *_: None)
-        if shared.asks:
-            engine.say(part_of_asks([Ask(*ask) for ask in shared.asks], rank, ranks), How(*shared.how), lambda *_: None)
+        number = 0
+        while (file := _next(folder, number)) is not None:
+            requests = Requests.parse(json.loads(file.read_text()), str(file))
+            if requests.pairs:
+                engine.score(part_of_pairs(requests.pairs, rank, ranks), _nothing)
+            if requests.asks:
+                asks = part_of_asks([Ask(*ask) for ask in requests.asks], rank, ranks)
+                engine.say(asks, How(*requests.how), _nothing)
+            write_atomic(folder / f"done-{number}-{rank}", "")
+            number += 1
+
+
+def _nothing(*_) -> None:
+    """The journal has it; nobody here wants to know."""
+
+
+def _next(folder: Path, number: int) -> Path | None:
+    """The next list of requests, as soon as it is there; None to stop."""
+    file = folder / f"requests-{number}.json"
+    with contextlib.suppress(TimeoutError):
+        _wait_until(lambda: file.exists() or (folder / STOP).exists(), IDLE_SECONDS)
+    return file if file.exists() else None
 
 
 def device_of_rank() -> str:

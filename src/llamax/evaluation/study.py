@@ -4,6 +4,7 @@ Every model keeps its work in the run's scratch folder: answers as they come (th
 interrupted study goes on where it was.
 """
 
+import contextlib
 import gc
 import json
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from llamax.models.fingerprint import fingerprint
 from llamax.models.load import Loaded, load, load_config, load_tokenizer
 from llamax.progress import Progress
 from llamax.runs import Run
+from llamax.runs.records import Metric
 from llamax.training.config import Job
 from llamax.training.launch import train
 from llamax.training.loop import count_steps
@@ -75,12 +77,12 @@ class Study:
         self.measured = {label: {one.benchmark: one for one in found.measured} for label, found in answers.items()}
         return self.items
 
-    def conclude(self) -> list[analysis.Metric]:
+    def conclude(self) -> list[Metric]:
         """The study's numbers; they go into the run's record, which is then complete."""
         found = analysis.metrics(self)
         if not self.run.reused:
             for metric in found:
-                self.run.metric(**metric._asdict())
+                self.run.metric(**metric.model_dump())
             self.run.items(self.items)
             for name in ("confidence", "variance", "leaks"):
                 self.run.series(name, getattr(self, name))
@@ -191,27 +193,31 @@ class Study:
         """Real benchmarks; what was answered before, by however many ranks, is read from the journal."""
         from llamax.evaluation import harness
 
-        backend, wanted = self._backend(label), self.config
-        parts = [part for name, limit in wanted.limits.items() for part in self._parts(name, limit)]
-        harness.respond(backend, parts)
+        with self._backend(label) as backend:
+            parts = [part for name, limit in self.config.limits.items() for part in self._parts(name, limit)]
+            harness.respond(backend, parts)
+            variance = self._real_variance(label, backend)
         items = pd.DataFrame([row for part in parts for row in harness.outcomes(part, progress=True)])
-        confidence = pd.DataFrame(
-            [row for part in parts for row in harness.confidences(part)], columns=analysis.CONFIDENCE
-        )
-        measured = harness.measured(parts, precision=wanted.precision)
-        variance = [pd.DataFrame(columns=analysis.VARIANCE)]
+        confidence = [row for part in parts for row in harness.confidences(part)]
+        measured = harness.measured(parts, precision=self.config.precision)
+        checked = [one.model_copy(update=self._checked()) for one in measured]
+        return Answers(items, pd.DataFrame(confidence, columns=analysis.CONFIDENCE), variance, checked)
+
+    def _real_variance(self, label: str, backend) -> pd.DataFrame:
+        """Outcomes of part of the items in other words, and with other examples where they are drawn."""
+        from llamax.evaluation import harness
+
+        found = [pd.DataFrame(columns=analysis.VARIANCE)]
         for kind, setting, changes in self._real_settings():
-            for name, limit in wanted.variance.limits.items():
+            for name, limit in self.config.variance.limits.items():
                 parts = self._parts(name, limit, **changes)
                 if kind == "seed" and not any(harness.draws_examples(part.task) for part in parts):
                     continue
                 print(f"{label}, {kind} {setting}: {name}", flush=True)
                 harness.respond(backend, parts)
                 rows = pd.DataFrame([row for part in parts for row in harness.outcomes(part, progress=True)])
-                rows = rows[rows.metric == harness.headline(name)]
-                variance.append(analysis.one_setting(rows, kind, setting))
-        checked = [one.model_copy(update=self._checked()) for one in measured]
-        return Answers(items, confidence, pd.concat(variance), checked)
+                found.append(analysis.one_setting(rows[rows.metric == harness.headline(name)], kind, setting))
+        return pd.concat(found)
 
     def _parts(self, name: str, limit: int | None, **changes) -> list:
         """A benchmark's prompts."""
@@ -232,8 +238,9 @@ class Study:
         found = [("wording", name, {"wording": name}) for name in wanted.wordings]
         return found + [("seed", str(seed), {"examples_seed": seed}) for seed in range(wanted.seeds)]
 
+    @contextlib.contextmanager
     def _backend(self, label: str):
-        """A model that lm-eval's tasks can ask: in this process, or one per rank."""
+        """A model that lm-eval's tasks can ask: in this process, or one per rank while the block lasts."""
         from llamax.evaluation.backend import Backend
         from llamax.evaluation.engines import TorchEngine, VllmEngine
         from llamax.evaluation.journal import Journal, Journaled
@@ -241,21 +248,22 @@ class Study:
 
         config, spec = self.config, self.models[label]
         identity = f"{fingerprint(spec)} {config.precision} {config.engine}"
-        journal = Journal(self.run.scratch / label / "journal", identity)
-        if config.engine == "vllm":
-            engine = VllmEngine(spec, load_tokenizer(spec, pad_token=config.pad_token), dtype=VLLM[config.precision])
-        elif config.ranks == 1:
-            engine = TorchEngine(*self._load(label), batch_size=config.batch_size, progress=True)
-        else:
-            tokenizer, window = (
-                load_tokenizer(spec, pad_token=config.pad_token),
-                load_config(spec).max_position_embeddings,
-            )
-            engine = RankedEngine(
-                spec, tokenizer, window, journal, ranks=config.ranks, precision=config.precision,
-                pad_token=config.pad_token, batch_size=config.batch_size, progress=True,
-            )  # fmt: skip
-        return Backend(Journaled(engine, journal))
+        journal = Journal(self.run.scratch / label / "journal", identity, writer="here")
+        with contextlib.ExitStack() as stack:
+            if config.engine == "vllm":
+                engine = VllmEngine(
+                    spec, load_tokenizer(spec, pad_token=config.pad_token), dtype=VLLM[config.precision]
+                )
+            elif config.ranks == 1:
+                engine = TorchEngine(*self._load(label), batch_size=config.batch_size, progress=True)
+            else:
+                tokenizer = load_tokenizer(spec, pad_token=config.pad_token)
+                engine = RankedEngine(
+                    spec, tokenizer, load_config(spec).max_position_embeddings, journal, ranks=config.ranks,
+                    precision=config.precision, pad_token=config.pad_token, batch_size=config.batch_size, progress=True,
+                )  # fmt: skip
+                stack.callback(engine.close)
+            yield Backend(Journaled(engine, journal))
 
 
 def world_items(limits: dict[str, int | None]) -> list:

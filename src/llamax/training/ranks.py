@@ -72,8 +72,7 @@ def run_ranks(module: str, job_file: Path, where: Placement, follow: Callable[[]
     What they print goes to `log.txt` beside the job file, and so do their tracebacks (`first_failure`). Interrupted,
     or with this process gone, no rank lives on.
     """
-    command, folder = _command(module, job_file, where), job_file.parent
-    with open(folder / "log.txt", "wb") as log, _started(command, _environment(where.ranks), log) as process:
+    with started(module, job_file, where) as process:
         running = True
         while running:
             running = process.poll() is None
@@ -111,11 +110,17 @@ def _environment(ranks: int) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _started(command: list[str], environment: dict[str, str], log) -> Iterator[subprocess.Popen]:
-    """The launcher and its ranks as one process group, none of which outlives the block."""
-    process = subprocess.Popen(
-        command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-    )
+def started(module: str, job_file: Path, where: Placement) -> Iterator[subprocess.Popen]:
+    """The launcher and its ranks as one process group, none of which outlives the block; `run_ranks` says the rest."""
+    with open(job_file.parent / "log.txt", "wb") as log:
+        process = subprocess.Popen(
+            _command(module, job_file, where),
+            env=_environment(where.ranks),
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     try:
         yield process
     finally:
