@@ -99,6 +99,16 @@ def test_the_gate_is_told_what_was_asked(study):
     assert analysis.verdict(study).endswith("This is a rehearsal: it says nothing about a version.")
 
 
+def test_what_a_benchmark_could_show_is_told_with_one_model_too(study):
+    table = analysis.resolution(study)
+    assert table.loc["knowledge", "gain at 10%"] == pytest.approx(100 * statistics.mcnemar_gain(200, 0.1), abs=1e-3)
+    both = study.items[study.items.benchmark == "knowledge"].pivot(index="item", columns="model", values="outcome")
+    assert table.loc["knowledge", "differ"] == pytest.approx((both[CANDIDATE] != both[CURRENT]).mean(), abs=1e-3)
+    alone = made(outcomes(CURRENT, "knowledge", [1.0, 0.0]))
+    alone.models = {CURRENT: "nano"}
+    assert "differ" not in analysis.resolution(alone)
+
+
 def test_every_figure_draws(study):
     for draw in (figures.scores, figures.reliability, figures.spread, figures.gains):
         assert draw(study).axes

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 CONFIDENCE = ["benchmark", "item", "confidence", "outcome", "cluster"]
 VARIANCE = ["benchmark", "kind", "setting", "item", "outcome", "cluster"]
 UNIT = "fraction"
+DISCORDANCE = (0.1, 0.25)  # shares of items that two versions answer differently
 FEWEST = 5  # items of a subject, to be shown by itself
 
 
@@ -128,6 +129,23 @@ def spread(study: "Study") -> pd.DataFrame:
         rows.append((model, name, kind, len(means), means.min(), means.max(), deviation, len(table), error))
     columns = ["model", "benchmark", "kind", "settings", "lowest", "highest", "deviation", "items", "error"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def resolution(study: "Study") -> pd.DataFrame:
+    """Whether benchmarks can tell two versions apart: of each its size, the smallest true gain in points that all
+    of its items would show (one-sided 5%, 80% power) if two versions differed on a tenth or a quarter of them (Connor
+    1987), and how many items it would take to show one point. `differ`: share on which these two models do."""
+    rows = {}
+    for name, one in study.measured[CURRENT].items():
+        rows[name] = {"items": one.items, "of": one.total}
+        for share in DISCORDANCE:
+            rows[name][f"gain at {share:.0%}"] = 100 * statistics.mcnemar_gain(one.total, share)
+        rows[name]["for 1 point at 10%"] = statistics.mcnemar_items(DISCORDANCE[0], 0.01)
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    if CANDIDATE in study.models:
+        both = [headlines(study, model).groupby(["benchmark", "item"]).outcome.mean() for model in study.models]
+        table["differ"] = (both[0] != both[1]).groupby("benchmark").mean()
+    return table.round(3)
 
 
 def required(study: "Study") -> list[Benchmark]:
