@@ -8,13 +8,14 @@ lets the peer find its best batch size on a sixth of the requests, then interlea
 the ratio pair by pair. MMLU: three whole subjects of at most 120 questions, those at the quartiles of prompt length, so
 that a prefix is shared by as few questions as in a full run, or fewer. `parity` compares every choice and every text;
 its MMLU items are those of the subjects with the shortest prompts, whole, until there are enough. Each writes
-`<out>/<what>.json`.
+`<out>/<what>.json` and the same as a table, `<what>.md`.
 """
 
 import argparse
 import json
 import os
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -22,11 +23,11 @@ import lm_eval
 import psutil
 import torch
 import transformers
-from llamax.evaluation.definitions import Settings
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from llamax.evaluation.backend import Backend
+from llamax.evaluation.definitions import Settings
 from llamax.evaluation.harness import prepare
 from llamax.models.load import load
 
@@ -154,6 +155,45 @@ def machine() -> dict:
     }  # fmt: skip
 
 
+def speed_table(found: dict) -> list[str]:
+    """Rows of Markdown."""
+    rows = ["| task | items | hf, its best batch size | ours | ratio (lowest to highest) |", "|---|---|---|---|---|"]
+    for task, one in found.items():
+        theirs, ours = (statistics.median(pair[side] for pair in one["seconds_peer_ours"]) for side in (0, 1))
+        spread = f"{one['lowest']:.2f} to {one['highest']:.2f}"
+        peer = f"{theirs:.1f} s (batch {one['peer_batch_size']})"
+        rows.append(f"| {task} | {one['items']} | {peer} | {ours:.1f} s | {one['ratio']:.2f} ({spread}) |")
+    return rows
+
+
+def parity_table(found: dict) -> list[str]:
+    """Rows of Markdown."""
+    rows = ["| task | items | alike | where not | largest difference |", "|---|---|---|---|---|"]
+    for task, one in found.items():
+        if "same_text" in one:
+            rows.append(f"| {task}, {one['new_tokens']} tokens | {one['items']} | {one['same_text']} texts | | |")
+            continue
+        ties = f"{len(one['gaps_where_not'])}, of them ties below {TIE:g}: {one['ties_where_not']}"
+        largest = f"{one['largest_difference_in_nats']:.1e} nats"
+        rows.append(f"| {task} | {one['items']} | {one['same_choice']} choices | {ties} | {largest} |")
+    return rows
+
+
+def write(out: Path, what: str, model: str, found: dict) -> None:
+    """`<what>.json`, and the same as a table with the command that made it."""
+    out.mkdir(parents=True, exist_ok=True)
+    on = machine()
+    whole = {"model": model, "precision": "fp32", "machine": on, "found": found}
+    (out / f"{what}.json").write_text(json.dumps(whole, indent=1) + "\n")
+    rows = {"speed": speed_table, "parity": parity_table}[what](found)
+    gpu = on["gpu"] or f"{on['cores']} CPU cores"
+    command = f"`python {' '.join([Path(__file__).name, *sys.argv[1:]])}`"
+    head = [f"Our backend against lm-eval {on['lm_eval']}'s `hf` backend: {what}. {model}, fp32, {gpu}. {command}", ""]
+    text = "\n".join([*head, *rows]) + "\n"
+    (out / f"{what}.md").write_text(text)
+    print(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["speed", "parity"])
@@ -171,10 +211,7 @@ def main() -> None:
         found = speed(model, tokenizer, given.tasks.split(","), given.repeats)
     else:
         found = parity(model, tokenizer, given.choices, given.texts, given.new_tokens)
-    given.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"model": given.model, "precision": "fp32", "machine": machine(), "found": found}, indent=1)
-    (given.out / f"{given.what}.json").write_text(text + "\n")
-    print(text)
+    write(given.out, given.what, given.model, found)
 
 
 if __name__ == "__main__":

@@ -186,7 +186,6 @@ def test_spread_is_over_settings_on_the_same_items():
         ({"shots": 3}, "shots has no effect on the suite 'nano'"),
         ({"suite": "real", "limits": {}}, "name the benchmarks to run"),
         ({"suite": "real", "limits": {"mmlu": 3}, "samples": 4}, "several answers need a temperature"),
-        ({"suite": "real", "limits": {"mmlu": 3}, "engine": "vllm", "ranks": 2}, "vllm spreads over GPUs by itself"),
         ({"suite": "real", "limits": {"mmlu": 0}}, "greater than 0"),
     ],
 )
@@ -207,17 +206,23 @@ def real(local_data, tmp_path, tiny_model, tiny_tokenizer):
     return EvaluationConfig(profile="test", **values, variance=variance)
 
 
-def test_real_benchmarks_by_one_process_and_by_two_are_the_same(real, tmp_path):
+def test_real_benchmarks_by_one_process_and_by_two_are_the_same(real, tmp_path, monkeypatch):
     studies = []
-    for ranks in (1, 2):
-        config = real.model_copy(update={"ranks": ranks})
-        studies.append(Study(config, FakeRun(tmp_path / f"run-{ranks}")))
+    for count in ("1", "2"):
+        monkeypatch.setenv("LLAMAX_RANKS", count)
+        studies.append(Study(real, FakeRun(tmp_path / f"run-{count}")))
         studies[-1].run_all()
     one, two = studies
     pd.testing.assert_frame_equal(one.items, two.items)
     pd.testing.assert_frame_equal(one.confidence, two.confidence, atol=1e-5)
     pd.testing.assert_frame_equal(one.variance, two.variance)
     assert one.measured == two.measured
+    (tmp_path / "run-2" / CURRENT / "answers" / "measured.json").unlink()  # killed just before the end: one goes on
+    monkeypatch.setenv("LLAMAX_RANKS", "1")
+    monkeypatch.setattr("llamax.evaluation.engines.generate", lambda *_, **__: pytest.fail("asked again"))
+    monkeypatch.setattr("llamax.evaluation.engines.score_choices", lambda *_, **__: pytest.fail("asked again"))
+    again = Study(real, FakeRun(tmp_path / "run-2"))
+    pd.testing.assert_frame_equal(again.run_all(), two.items)
     assert one.measured[CURRENT]["mmlu_anatomy"].shots == 5
 
 
@@ -236,4 +241,10 @@ def test_a_window_that_cuts_a_prompt_is_an_error_that_names_the_items(real, tmp_
     config.save_pretrained(real.model)
     (tmp_path / "tiny" / "llamax.json").unlink()  # the notes, which would say that config.json was changed
     with pytest.raises(ModelError, match=r"items need more tokens than the model's window of 128: mmlu_anatomy/0"):
+        Study(real, FakeRun(tmp_path / "run")).run_all()
+
+
+def test_a_number_of_ranks_that_is_none_is_one_clear_line(real, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAMAX_RANKS", "0")
+    with pytest.raises(ParameterError, match="LLAMAX_RANKS=0: want a number of processes from 1"):
         Study(real, FakeRun(tmp_path / "run")).run_all()

@@ -54,7 +54,6 @@ class EvaluationConfig(Parameters):
     batch_size: PositiveInt = 32
     precision: Literal["fp32", "bf16"] = "fp32"
     engine: Literal["torch", "vllm"] = Field("torch", description="vllm: where it is installed; real benchmarks only")
-    ranks: PositiveInt = Field(1, description="processes, each with a model of its own; real benchmarks only")
 
     @model_validator(mode="after")
     def _belongs_together(self) -> Self:
@@ -65,13 +64,11 @@ class EvaluationConfig(Parameters):
             for name in (*self.limits, *self.variance.limits):
                 if name not in NANO:
                     raise ValueError(f"limits: the suite 'nano' has no task {name!r}; it has {', '.join(NANO)}")
-            foreign = ("protocol", "shots", "max_new_tokens", "samples", "temperature", "engine", "ranks")
+            foreign = ("protocol", "shots", "max_new_tokens", "samples", "temperature", "engine")
             if used := [name for name in foreign if getattr(self, name) != type(self).model_fields[name].default]:
                 raise ValueError(f"{used[0]} has no effect on the suite 'nano': leave it out")
         elif not self.limits:
             raise ValueError("limits: name the benchmarks to run, such as {mmlu: 100, gsm8k: null}")
-        if self.engine == "vllm" and self.ranks > 1:
-            raise ValueError("ranks: vllm spreads over GPUs by itself; leave ranks at 1")
         if (self.samples > 1) != (self.temperature > 0):
             raise ValueError("samples and temperature: several answers need a temperature, one answer is greedy")
         return self

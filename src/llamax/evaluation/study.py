@@ -7,6 +7,7 @@ interrupted study goes on where it was.
 import contextlib
 import gc
 import json
+import os
 from typing import NamedTuple
 
 import pandas as pd
@@ -16,6 +17,7 @@ from llamax.data.packing import build_rows
 from llamax.data.sources import read
 from llamax.data.templates import get_template
 from llamax.data.world import test_items
+from llamax.errors import ParameterError
 from llamax.evaluation import analysis, contamination, nano, wordings
 from llamax.evaluation.config import CANDIDATE, CURRENT, NANO, EvaluationConfig
 from llamax.files import clear_disk_errors, sha256_json, sweep, write_atomic
@@ -254,16 +256,28 @@ class Study:
                 engine = VllmEngine(
                     spec, load_tokenizer(spec, pad_token=config.pad_token), dtype=VLLM[config.precision]
                 )
-            elif config.ranks == 1:
+            elif (count := ranks()) == 1:
                 engine = TorchEngine(*self._load(label), batch_size=config.batch_size, progress=True)
             else:
                 tokenizer = load_tokenizer(spec, pad_token=config.pad_token)
                 engine = RankedEngine(
-                    spec, tokenizer, load_config(spec).max_position_embeddings, journal, ranks=config.ranks,
+                    spec, tokenizer, load_config(spec).max_position_embeddings, journal, ranks=count,
                     precision=config.precision, pad_token=config.pad_token, batch_size=config.batch_size, progress=True,
                 )  # fmt: skip
                 stack.callback(engine.close)
             yield Backend(Journaled(engine, journal))
+
+
+def ranks() -> int:
+    """How many processes share a list of requests: `LLAMAX_RANKS`, else one for each GPU that is visible, else one.
+
+    It is no parameter of a run: the answers do not depend on it, and any number goes on with what others began.
+    Raises: ParameterError: not a number from 1.
+    """
+    wanted = os.environ.get("LLAMAX_RANKS") or str(max(1, torch.cuda.device_count()))
+    if not wanted.isdigit() or int(wanted) < 1:
+        raise ParameterError(f"LLAMAX_RANKS={wanted}: want a number of processes from 1")
+    return int(wanted)
 
 
 def world_items(limits: dict[str, int | None]) -> list:
