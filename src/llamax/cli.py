@@ -200,6 +200,8 @@ def execute(
     from llamax.sandbox import Limits
     from llamax.sandbox import execute as run_shut_in
 
+    if file != "-" and not Path(file).is_file():
+        raise ParameterError(f"{file}: no such file; give a Python program, or - for standard input")
     program = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     limits = Limits(wall=timeout, cpu=timeout, memory=memory << 20, processes=processes, disk=disk << 20)
     result = run_shut_in(program, limits)

@@ -29,6 +29,7 @@ from llamax.evaluation.contamination import (
     check,
     clean_scores,
     clean_subset,
+    command,
     decontaminate,
     documents,
     flagged,
@@ -339,6 +340,11 @@ class TestDocuments:
         (tmp_path / "t.txt.gz").write_bytes(b"no gzip")
         with pytest.raises(DataError, match="damaged gzip"):
             documents(str(tmp_path / "t.txt.gz"))
+
+    def test_a_missing_source_is_said_before_any_benchmark_is_read(self, monkeypatch):
+        monkeypatch.setattr(command, "benchmark_items", lambda names: pytest.fail("read"))
+        with pytest.raises(DataError, match="no data source 'nowhere'"):
+            command.run("nowhere", "mmlu", "train", (), "ngram_13")
 
     def test_a_missing_field_and_a_missing_source(self, tmp_path):
         path = write_rows(tmp_path / "d.jsonl", [{"text": "x"}])

@@ -65,3 +65,11 @@ def test_doctor_where_too_little_is_there(monkeypatch):
     )
     monkeypatch.setenv("LLAMAX_SANDBOX", "weak")
     assert dict(doctor.findings())["sandbox"] == "nothing prevents use of the network: allowed by LLAMAX_SANDBOX=weak"
+
+
+def test_a_program_that_is_not_there_is_said_in_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["llamax", "execute", str(tmp_path / "none.py")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "none.py: no such file; give a Python program" in capsys.readouterr().err

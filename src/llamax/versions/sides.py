@@ -29,6 +29,9 @@ SAME = {
 """Fields of `Measured` that must agree, in the order in which they are looked at, and how a message calls them."""
 
 
+SHOWN = 3  # of what a run is stale by
+
+
 class Side(NamedTuple):
     """One model of one complete run: how each of its benchmarks was run, and its rows of the items."""
 
@@ -64,10 +67,11 @@ def read_side(name: str, store: Store, *, stale: bool = False) -> Side:
     record = store.load(run)
     if record.profile == UNRECORDED:
         raise GateError(f"{run} is of profile {UNRECORDED}, which is for tests: no result stands on it")
-    if not stale and (names := store.changed(record)):
-        raise GateError(f"{run} is stale (changed: {', '.join(names)}): run it again")
     if NOTE not in record.notes:
         raise GateError(f"{run} measured no benchmark: the gate compares runs that evaluate models")
+    if not stale and (names := store.changed(record)):
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        raise GateError(f"{run} is stale (changed: {', '.join(names[:SHOWN])}{more}): run it again")
     measured = read_note(record.notes[NOTE], run)
     if model not in measured and (model or len(measured) != 1):
         fault = f"has no model {model!r}" if model else "evaluated several models"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from llamax.data.sources import find
 from llamax.errors import DataError
 from llamax.evaluation.contamination import show
 from llamax.evaluation.contamination.clean import (
@@ -44,6 +45,7 @@ def run(
     if clean:
         row_measures(rule)
         check_removable(source, split, clean)
+    find(source, split)
     table = None if outcomes is None else read_outcomes(outcomes)
     report = check(source, benchmark_items(names), split=split, fields=fields, progress=not json)
     scores = {} if table is None else clean_scores(report, table, rule)
