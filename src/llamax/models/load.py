@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import transformers
 from filelock import FileLock
 from safetensors import SafetensorError
 from transformers import (
@@ -34,6 +35,8 @@ if not shutil.which("nvidia-smi"):
     # transformers imports DeepSpeed, which would warn that it saw no GPU.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
+# A bar for every model that is loaded or saved, a second each, would bury what a notebook has to say.
+transformers.utils.logging.disable_progress_bar()
 HUB_REMEDY = "Connect, or give a local folder"
 TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*")  # a folder needs one of them
 OBJECTS = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
