@@ -106,6 +106,26 @@ def test_simulated_studies_have_the_power_that_was_planned_and_keep_the_level():
     assert shown[0.5] / runs <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / runs)
 
 
+@pytest.mark.parametrize(("raters", "each"), [(2, 2), (3, 2), (3, 3), (10, 1)])
+def test_few_raters_have_the_power_that_is_said(raters, each):
+    """Between 0.3 and 0.95, where the degrees of freedom decide: by those of the prompts it would be above 0.9."""
+    design = Design(raters_per_prompt=each, rater_correlation=0.0, prompt_correlation=0.25 if each > 1 else 0.0)
+    rng, runs, shown = np.random.default_rng(1), 500, 0
+    for _ in range(runs):
+        found = win_rate(*votes(rng, 110, raters, each, 0.61, design.ties, design.prompt_correlation))
+        shown += found.value > 0.5 and found.p_value / 2 <= design.level
+    said = power(design, 110, raters, 0.61)
+    assert 0.3 < said < 0.95
+    assert shown / runs == pytest.approx(said, abs=3 * math.sqrt(said * (1 - said) / runs))
+
+
+def test_one_rater_shows_nothing_of_others():
+    design = Design(raters=1, raters_per_prompt=1, win_rate=0.9, ties=0.1, rater_correlation=0)
+    assert power(design, 1000, 1) == 0 and detectable(design, 1000, 1) is None
+    fails("'raters' = 1: no number of prompts will do.* at least 2 raters", needed, design)
+    assert needed(design.model_copy(update={"raters": None})).raters == 2
+
+
 def test_a_plan_is_read_as_it_was_made(study, files):
     again = read_study(study.folder)
     assert again == study
