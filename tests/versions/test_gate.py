@@ -291,9 +291,18 @@ class TestRelease:
     @pytest.mark.parametrize(
         ("changes", "lacks"),
         [
-            ({"low": 0.5}, "people who prefer it (win rate 60% [50%, 65%]; it has to lie above 50%)"),
-            ({"win_rate": 0.4, "low": 0.3, "high": 0.45}, "people who prefer it (win rate 40% [30%, 45%]"),
-            ({"low": None, "high": None, "p_value": None}, "people who prefer it (win rate 60% no interval"),
+            (
+                {"low": 0.5},
+                "clearly prefer it (win rate 60.0% [50.0%, 65.0%]; the whole 95% interval has to lie above 50%)",
+            ),
+            (
+                {"win_rate": 0.4, "low": 0.3, "high": 0.45},
+                "people who clearly prefer it (win rate 40.0% [30.0%, 45.0%]",
+            ),
+            (
+                {"low": None, "high": None, "p_value": None},
+                "people who clearly prefer it (win rate 60.0% without an interval;",
+            ),
             ({"votes": 299, "votes_planned": 300}, "a finished human evaluation (299 of 300 planned votes)"),
             ({"raters": 1}, "a human evaluation by 2 people or more, not 1"),
         ],

@@ -13,7 +13,7 @@ import pandas as pd
 
 from llamax.config import Config
 from llamax.errors import DataError, ParameterError
-from llamax.evaluation.human.plan import read_plan
+from llamax.evaluation.human.plan import counted, read_plan
 from llamax.evaluation.human.store import Sheet, items_of, read_sheets
 from llamax.files import locate, write_atomic
 from llamax.statistics import wilson
@@ -251,16 +251,12 @@ def _pair_lines(pair: Comparison, sides: int) -> list[str]:
     level = pair.prompts - pair.prompts_won - pair.prompts_lost
     return [
         f"{pair.candidate} against {pair.current}: win rate {pair.win_rate:.1%} {sure}; "
-        f"{pair.votes} votes on {pair.prompts} prompts by {_count(pair.raters, 'rater')}",
+        f"{pair.votes} votes on {pair.prompts} prompts by {counted(pair.raters, 'rater')}",
         f"  {pair.wins} wins, {pair.losses} losses, {pair.ties} ties, {pair.both_bad} both bad (ties count half); "
         f"for {people} alone {_span(pair.these_raters, '.1%')}",
         f"  by prompt, for {people} alone: {pair.prompts_won} won, {pair.prompts_lost} lost, {level} level; "
         f"sign test p = {pair.sign_test_p:.3g}",
     ]
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def _span(figure: Interval, form: str) -> str:

@@ -185,10 +185,10 @@ def _too_few_raters(design: Design) -> str:
     """Why no number of prompts will do, and how many raters would."""
     few = design.raters or design.raters_per_prompt
     doing = (n for n in range(few, 10_000) if power(design, MOST_PROMPTS, n) >= design.power)
-    return (
-        f"parameter 'raters' = {few}: no number of prompts will do, since votes of one rater resemble each other "
-        f"(rater_correlation = {design.rater_correlation}); it takes at least {next(doing, 10_000)} raters"
-    )
+    alike = f"votes of one rater resemble each other (rater_correlation = {design.rater_correlation})"
+    why = alike if few > 1 else "one rater says nothing of what other people prefer"
+    least = next(doing, 10_000)
+    return f"parameter 'raters' = {few}: no number of prompts will do, since {why}; it takes at least {least} raters"
 
 
 def detectable(design: Design, prompts: int, raters: int) -> float | None:
@@ -215,7 +215,9 @@ def make_plan(
     """
     design, folder = design or Design(), locate(folder)
     if voted := sorted((folder / RATERS).glob("*.jsonl")):
-        raise DataError(f"{folder}: {len(voted)} raters have voted by the plan that is there; choose another folder")
+        raise DataError(
+            f"{folder}: {counted(len(voted), 'rater')} voted by the plan that is there; choose another folder"
+        )
     _check_models(answers)
     pool = read_prompts(source, turns=turns, limit=limit)
     enough = _enough(design, len(answers))
@@ -300,17 +302,29 @@ def read_study(folder: Path | str) -> Study:
     return Study(folder, plan, {prompt.id: prompt for prompt in prompts}, answers)
 
 
+def counted(n: int, what: str) -> str:
+    """`1 rater`, `2 raters`."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
 def describe(design: Design, models: int = 2) -> list[str]:
     """What a study by `design` needs, in lines of text."""
     size, d = needed(design, models), design
     return [
-        f"to show a win rate of {d.win_rate:.1%} with power {d.power:.0%} at the {d.sides}-sided {d.level:.0%} level,",
-        f"assuming {d.ties:.0%} ties and correlations of {d.prompt_correlation} within a prompt and "
-        f"{d.rater_correlation} within a rater:",
-        f"  {size.prompts} prompts x {d.raters_per_prompt} raters each = {size.votes} votes"
+        *_asked(d),
+        f"  {size.prompts} prompts x {counted(d.raters_per_prompt, 'rater')} each = {size.votes} votes"
         + (" per pair of models" if models > 2 else "")
         + f", by {size.raters} raters",
         *_for_the_gate(d, size.prompts, size.raters),
+    ]
+
+
+def _asked(d: Design) -> list[str]:
+    """What the study should show, and what is assumed, in lines of text."""
+    return [
+        f"to show a win rate of {d.win_rate:.1%} with power {d.power:.0%} at the {d.sides}-sided {d.level:.0%} level,",
+        f"assuming {d.ties:.0%} ties and correlations of {d.prompt_correlation} within a prompt and "
+        f"{d.rater_correlation} within a rater:",
     ]
 
 
@@ -330,12 +344,15 @@ def describe_plan(study: Study) -> list[str]:
     plan, d = study.plan, study.plan.design
     count, pairs = len(plan.prompts), len(plan.pairs)
     share = math.ceil(count * d.raters_per_prompt / plan.raters) * pairs
-    lines = describe(d, len(plan.models)) if plan.needed else [_too_few_raters(d)]
-    lines.append(f"this plan: {count} prompts of {plan.source}, {plan.raters} raters, about {share} votes from each")
+    lines = describe(d, len(plan.models)) if plan.needed else [*_asked(d), f"  {_too_few_raters(d)}"]
+    lines.append(
+        f"this plan: {count} prompts of {plan.source}, {counted(plan.raters, 'rater')}, about {share} votes from each"
+    )
     if plan.needed is None or count < plan.needed:
         least = detectable(d, count, plan.raters)
         shown = f"the smallest win rate shown with {d.power:.0%} is {least:.1%}" if least else "nothing is shown"
         lines.append(f"  too few to show {d.win_rate:.1%}: the power is {power(d, count, plan.raters):.0%}; {shown}")
+        lines += _for_the_gate(d, count, plan.raters)
     same = sum(study.answers[a][p] == study.answers[b][p] for a, b in plan.pairs for p in plan.prompts)
     if same:
         lines.append(f"  {same} of {count * pairs} pairs hold the same answer twice: sure ties")
