@@ -128,8 +128,9 @@ def power(design: Design, prompts: int, raters: int, win_rate: float | None = No
     """Power to tell `win_rate` (the design's, if None) from 1/2 with `prompts` prompts and `raters` raters.
 
     The mean over what the raters' spread may come out as, which with few of them decides how wide the interval is: a
-    share of a mean square's variation, beta distributed; the prompts' spread is taken as known. The test is that of
-    `statistics.win_rate`. One rater cannot be told from the models' merit: the power is 0.
+    share of a mean square's variation, beta distributed. The prompts' spread is taken as known. The test is that of
+    `statistics.win_rate`. One rater cannot be told from the models' merit: the power is 0. Simulated studies of 10 to
+    20 prompts that show very unequal models have up to 0.09 less power than this says, those of 30 about 0.02 less.
     """
     d, w = design, design.win_rate if win_rate is None else win_rate
     votes = prompts * d.raters_per_prompt
