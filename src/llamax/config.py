@@ -60,8 +60,6 @@ def explain(error: ValidationError, model: type[BaseModel], where: str = "") -> 
         near = difflib.get_close_matches(str(fault["loc"][-1]), valid, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         line = f"unknown parameter {name!r}: {hint}valid here: {', '.join(valid)}"
-    elif not fault["loc"] and fault["type"] == "value_error":  # of several parameters, which the message names
-        line = fault["msg"].removeprefix("Value error, ")
     else:
         given = fault.get("input")
         shown = "" if isinstance(given, dict) else f" = {given!r}"

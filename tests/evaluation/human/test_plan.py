@@ -82,7 +82,7 @@ def test_too_few_raters_are_told_how_many_it_takes():
     ("given", "said"),
     [
         ({"win_rate": 0.9, "ties": 0.33}, "ties = 0.33: a win rate of 0.9 leaves room for less than 0.20"),
-        ({"raters": 1}, "^raters = 1: fewer than raters_per_prompt = 2"),
+        ({"raters": 1}, "raters = 1: fewer than raters_per_prompt = 2"),
         ({"win_rate": 0.5}, "win_rate"),
         ({"sides": 3}, "sides"),
         ({"power": 1.0}, "power"),
