@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from llamax.errors import DataError, ParameterError
-from llamax.statistics import bradley_terry, krippendorff_alpha, mean, position_bias, sign_test, wilson, win_rate
+from llamax.statistics import (
+    bradley_terry,
+    crossed_variance,
+    krippendorff_alpha,
+    mean,
+    position_bias,
+    sign_test,
+    wilson,
+    win_rate,
+)
 
 # Home and away games of the American League's East, 1987 (Agresti 2002, table 10.10): rows beat columns.
 TEAMS = ["Milwaukee", "Detroit", "Toronto", "New York", "Boston", "Cleveland", "Baltimore"]
@@ -207,11 +216,86 @@ def test_win_rate_golden():
         cov_type="cluster", cov_kwds={"groups": np.stack([prompt, rater], axis=1), "use_correction": True}
     )
     assert found[:2] == pytest.approx((outcomes.mean(), fit.bse[0]))
-    half = stats.t.isf(0.025, 8) * fit.bse[0]
+    one_way = [
+        sm.OLS(outcomes, np.ones(135)).fit(cov_type="cluster", cov_kwds={"groups": groups}).bse[0] ** 2
+        for groups in (prompt, rater, np.arange(135))
+    ]
+    freedom = fit.bse[0] ** 4 / sum(part**2 / n for part, n in zip(one_way, (14, 8, 134), strict=True))
+    assert 8 < freedom < 14
+    half = stats.t.isf(0.025, freedom) * fit.bse[0]
     assert (found.low, found.high) == pytest.approx((outcomes.mean() - half, outcomes.mean() + half))
+    assert found.p_value == pytest.approx(2 * stats.t.sf(abs(outcomes.mean() - 0.5) / fit.bse[0], freedom))
     assert win_rate(outcomes, prompt)[:4] == pytest.approx(mean(outcomes, prompt)[:4])
     assert win_rate(outcomes)[:4] == pytest.approx(mean(outcomes)[:4])
     assert win_rate(outcomes).p_value == pytest.approx(stats.ttest_1samp(outcomes, 0.5).pvalue)
+
+
+def test_degrees_of_freedom_are_those_of_welch_where_pairs_vary_not_at_all():
+    """Two independent variances in one standard error: what Welch's t test does too, and scipy computes."""
+    one, other = [10.0, 40.0, 20.0, 70.0, 30.0], [2.0, 9.0, 41.0, 1.0, 8.0, 3.0, 6.0, 17.0]
+    parts = [np.var(sample, ddof=1) / len(sample) for sample in (one, other)]
+    variance, freedom = crossed_variance((*parts, 0.0), (5, 8, 40))
+    welch = stats.ttest_ind(one, other, equal_var=False).df
+    assert 4 < welch < 7
+    assert (variance, freedom) == pytest.approx((sum(parts), welch))
+    assert crossed_variance((1.0, 1.0, 0.0), (5, 8, 40))[1] == 7  # never more than the more numerous factor has
+
+
+def test_raters_who_agree_by_luck_leave_the_interval_as_wide_as_unrelated_votes_do():
+    lucky, unrelated = (crossed_variance((1.3, by_rater, 1.0), (100, 2, 200)) for by_rater in (0.0, 1.0))
+    assert lucky == unrelated
+    assert lucky[0] == pytest.approx(1.3) and lucky[1] == pytest.approx(1.3**2 / (1.3**2 / 99 + 1 + 1 / 199))
+    more = crossed_variance((1.3, np.array([1.5, 3.0, 30.0]), 1.0), (100, 2, 200))
+    assert (np.diff([lucky[1], *more[1]]) < 0)[1:].all() and more[1][-1] == pytest.approx(1, abs=0.05)
+    assert crossed_variance((0.5, 0.5, 1.0), (9, 9, 81))[0] == 1
+
+
+def leaning(rng, prompts, raters, taste, shares=None):
+    """Votes on which prompts agree by 0.25 or so and raters by `taste`, a third of them ties; the truth is 0.5.
+
+    Two raters a prompt, drawn by `shares`; all alike if None.
+    """
+    chosen = [rng.choice(raters, size=min(2, raters), replace=False, p=shares) for _ in range(prompts)]
+    prompt, rater = np.repeat(np.arange(prompts), 2), np.concatenate(chosen)
+    lean = np.sqrt([0.3, taste, 0.7 - taste])
+    opinion = lean @ [rng.normal(size=prompts)[prompt], rng.normal(size=raters)[rater], rng.normal(size=2 * prompts)]
+    return np.where(np.abs(opinion) < 0.43, 0.5, opinion > 0), prompt, rater
+
+
+@pytest.mark.parametrize(("raters", "taste", "times"), [(2, 0.01, 1.5), (2, 0.08, 0), (3, 0.01, 1.2), (6, 0.05, 0)])
+def test_intervals_of_few_raters_cover_and_those_of_prompts_alone_do_not(raters, taste, times):
+    rng, runs, cover, alone, widths = np.random.default_rng(6), 400, 0, 0, []
+    for _ in range(runs):
+        outcomes, prompt, rater = leaning(rng, 100, raters, taste)
+        found, narrow = win_rate(outcomes, prompt, rater), win_rate(outcomes, prompt)
+        cover += found.low <= 0.5 <= found.high
+        alone += narrow.low <= 0.5 <= narrow.high
+        widths.append(stats.t.isf(0.025, raters - 1) * found.standard_error / max(found.high - found.value, 1e-9))
+    assert cover / runs > 0.925
+    assert alone / runs < 0.9
+    assert np.median(widths) > times  # how much wider the scarcer factor's degrees of freedom would make it
+
+
+def test_a_rater_with_many_votes_is_not_made_surer_by_others_with_few():
+    rng, runs, cover = np.random.default_rng(7), 300, 0
+    for _ in range(runs):
+        found = win_rate(*leaning(rng, 100, 8, 0.15, [0.4, 0.3, *[0.05] * 6]))
+        cover += found.low <= 0.5 <= found.high
+    assert cover / runs > 0.92
+    outcomes = [1.0] * 60 + [0.0] * 40
+    prompts, raters = [*range(99), 0], ["ann"] * 99 + ["bob"]
+    assert win_rate(outcomes, prompts, raters)[2:4] == (0.0, 1.0)
+
+
+def test_one_rater_says_nothing_of_others():
+    outcomes = [1.0, 0.0, 1.0, 1.0]
+    assert np.isnan(win_rate(outcomes, [1, 2, 3, 4], ["ann"] * 4)[1:4]).all()
+    assert np.isnan(win_rate(outcomes, ["p"] * 4, [1, 2, 3, 4]).p_value)
+    assert win_rate(outcomes, [1, 2, 3, 4]).low >= 0
+
+
+def test_outcomes_that_are_all_alike_have_no_spread():
+    assert win_rate([1.0] * 4, [1, 1, 2, 2], [1, 2, 1, 2])[:4] == (1, 0, 1, 1)
 
 
 def test_win_rate_is_never_surer_than_one_way():
@@ -226,9 +310,12 @@ def test_win_rate_is_never_surer_than_one_way():
 def test_position_bias():
     outcomes = [1] * 30 + [0.5] * 9 + [0] * 20
     assert position_bias(outcomes) == wilson(30, 50)
-    raters = [n % 6 for n in range(59)]
-    kept = [(o, r) for o, r in zip(outcomes, raters, strict=True) if o != 0.5]
-    assert position_bias(outcomes, raters) == mean(*zip(*kept, strict=True))
+    prompts, raters = [n // 2 for n in range(59)], [n % 6 for n in range(59)]
+    kept = [row for row in zip(outcomes, prompts, raters, strict=True) if row[0] != 0.5]
+    assert position_bias(outcomes, prompts, raters) == win_rate(*zip(*kept, strict=True))[:5]
+    decided, _, kept_raters = zip(*kept, strict=True)
+    assert position_bias(outcomes, raters=raters)[:4] == pytest.approx(mean(decided, kept_raters)[:4])
+    assert position_bias([1, 1, 0.5], [1, 2, 3], [1, 2, 1]) == wilson(2, 2)
 
 
 @pytest.mark.parametrize(
@@ -282,6 +369,8 @@ def test_real_raters(tulu):
     interval = win_rate(rows.tulu, list(rows.instance_id), list(rows.evaluator))
     assert interval.low < interval.value < interval.high < 0.5
     left = position_bias(tulu.outcome)
+    crossed = position_bias(tulu.outcome, list(tulu.instance_id), list(tulu.evaluator))
+    assert crossed.low < left.low and crossed.value == left.value
     assert left.low > 0.5  # raters of that study preferred the first answer a little
 
 

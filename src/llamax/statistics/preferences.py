@@ -66,6 +66,9 @@ def sign_test(
     systems more alike. `keep`: the trinomial test of wins minus losses, the probability of a tie as observed (Bian,
     McAleer & Wong 2011).
 
+    Counts are taken as independent: give each prompt one vote, such as its raters' majority. The answer is then for
+    these raters; `win_rate` is about others too.
+
     Raises: ParameterError: a negative count, or another treatment.
     """
     if min(wins, losses, ties) < 0:
@@ -99,31 +102,75 @@ def win_rate(
 ) -> Difference:
     """Mean of `outcomes` [comparisons], ties half a win, with an interval that counts prompts and raters alike.
 
-    With both: variance by prompt + by rater - by their pairs, not less than either alone, and the smaller number of
-    clusters less one as degrees of freedom (Cameron, Gelbach & Miller 2011). `p_value` is against 0.5, two-sided.
+    With both: the variance by prompt + by rater - by their pairs (Cameron, Gelbach & Miller 2011) and the degrees of
+    freedom of `crossed_variance`. With one of them: as `mean`. A single rater, or a single prompt, says nothing of
+    others: standard error, interval and p are then NaN; leave `raters` out for an interval that speaks of that rater
+    only. `p_value` is against 0.5, two-sided.
 
     Raises: ParameterError: as `mean`, or an outcome other than 0, 0.5 and 1.
     """
     values = _preferences(outcomes)
-    given = [names for names in (prompts, raters) if names is not None]
-    codes = [checked(values, names)[1] for names in given] or [np.arange(len(values))]
-    errors = [mean(values, group).standard_error for group in codes]
-    variance = errors[0] ** 2
-    if len(codes) == 2:
-        pairs = codes[0] * (codes[1].max() + 1) + codes[1]
-        both = mean(values, pairs).standard_error ** 2
-        variance = max(errors[0] ** 2 + errors[1] ** 2 - both, errors[0] ** 2, errors[1] ** 2)
-    freedom = min(int(group.max()) for group in codes)
+    error, freedom = _spread(values, [checked(values, names)[1] for names in (prompts, raters) if names is not None])
     share = float(values.mean())
-    low, high, p_value = t_interval(share - 0.5, math.sqrt(variance), freedom, level)
-    return Difference(share, math.sqrt(variance), max(0.0, low + 0.5), min(1.0, high + 0.5), len(values), p_value)
+    low, high, p_value = t_interval(share - 0.5, error, freedom, level)
+    if not math.isnan(low):
+        low, high = max(0.0, low + 0.5), min(1.0, high + 0.5)
+    return Difference(share, error, low, high, len(values), p_value)
 
 
-def position_bias(outcomes: Sequence[float], clusters: Sequence | None = None, level: float = 0.95) -> Estimate:
+def crossed_variance(parts: Sequence, clusters: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Variance of a mean over crossed prompts and raters, and its degrees of freedom.
+
+    `parts`: variances of the mean (numbers or arrays) by prompt, by rater and by pairs of both; `clusters`: how many
+    there are of each. Dependence within a prompt or a rater only adds to the variance, so a part by prompt or by rater
+    that comes out below that by pairs does so by chance and counts as equal to it. Degrees of freedom are
+    Satterthwaite's (1946) of the sum, not fewer than the scarcer factor has alone.
+
+    By simulation (2 to 10 raters, 40 to 500 prompts, ties or none, some prompts with one rater, uneven shares) 95%
+    intervals cover 92.5% or more where votes of one rater correlate by at most 0.02, and 90% or more up to 0.3.
+    Without the floor two raters who agree by luck look sure (87%); the scarcer factor's degrees of freedom alone make
+    intervals of two raters up to three times as wide; those by prompt alone cover down to 44%, and 11% up to 0.3.
+    """
+    by_prompt, by_rater, alone = (np.asarray(part, dtype=float) for part in parts)
+    terms = [np.maximum(by_prompt, alone), np.maximum(by_rater, alone), alone]
+    variance = terms[0] + terms[1] - alone
+    spread = sum(term**2 / (count - 1) for term, count in zip(terms, clusters, strict=True))
+    low, high = sorted(clusters[:2])
+    # Where all outcomes are alike both are 0.
+    return variance, np.clip(variance**2 / np.maximum(spread, np.finfo(float).tiny), low - 1, high - 1)
+
+
+def _spread(values: np.ndarray, codes: list[np.ndarray]) -> tuple[float, float]:
+    """Standard error of the mean and its degrees of freedom, given no, one or two groupings of the comparisons."""
+    if len(codes) < 2:
+        groups = codes[0] if codes else np.arange(len(values))
+        return mean(values, groups).standard_error, int(groups.max())
+    if min(group.max() for group in codes) == 0:
+        return math.nan, math.nan
+    pairs = codes[0] * (codes[1].max() + 1) + codes[1]
+    parts, clusters = zip(*(_part(values - values.mean(), group) for group in (*codes, pairs)), strict=True)
+    variance, freedom = crossed_variance(parts, clusters)
+    return math.sqrt(variance), float(freedom)
+
+
+def _part(residuals: np.ndarray, codes: np.ndarray) -> tuple[float, float]:
+    """Cluster-robust variance of the mean, and the effective number of clusters, (sum of sizes)^2 / sum of sizes^2.
+
+    Clusters of one size count fully. Of uneven ones the big ones decide, and their number alone promises too much
+    (Kish 1965; Carter, Schnepel & Steigerwald 2017).
+    """
+    sizes, n = np.bincount(codes), len(codes)
+    clusters = n**2 / float(np.sum(sizes**2))
+    return clusters / (clusters - 1) * float(np.sum(np.bincount(codes, residuals) ** 2)) / n**2, clusters
+
+
+def position_bias(
+    outcomes: Sequence[float], prompts: Sequence | None = None, raters: Sequence | None = None, level: float = 0.95
+) -> Estimate:
     """How often the first place, the left one, wins among comparisons that are no tie; 0.5 where places do not matter.
 
-    `outcomes` [comparisons] is 1 where the left answer was preferred. Wilson's interval, or with `clusters` that of
-    `mean`. Sides must have been drawn at random.
+    `outcomes` [comparisons] is 1 where the left answer was preferred. The interval of `win_rate`; Wilson's without
+    prompts and raters, and where one side always won. Sides must have been drawn at random.
 
     Raises: ParameterError: an outcome other than 0, 0.5 and 1, or nothing but ties.
     """
@@ -131,9 +178,11 @@ def position_bias(outcomes: Sequence[float], clusters: Sequence | None = None, l
     decisive = values != 0.5
     if not decisive.any():
         raise ParameterError(f"all {len(values)} comparisons are ties: they tell nothing of the places")
-    if clusters is None:
-        return wilson(int(np.sum(values == 1)), int(decisive.sum()), level)
-    return mean(values[decisive], checked(values, clusters)[1][decisive], level)
+    kept = values[decisive]
+    if (prompts is None and raters is None) or len(set(kept)) == 1:
+        return wilson(int(kept.sum()), len(kept), level)
+    groups = [None if names is None else checked(values, names)[1][decisive] for names in (prompts, raters)]
+    return Estimate(*win_rate(kept, *groups, level)[:5])
 
 
 def bradley_terry(

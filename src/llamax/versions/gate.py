@@ -153,8 +153,11 @@ def _human_lacks(votes: Human | None, rule: Rule) -> list[str]:
     if votes.votes is not None and votes.votes < (votes.votes_planned or 0):
         return [f"a finished human evaluation ({votes.votes} of {votes.votes_planned} planned votes)"]
     if votes.low is None or not votes.low > rule.human:
-        span = "no interval" if votes.low is None else f"[{votes.low:.0%}, {votes.high:.0%}]"
-        return [f"people who prefer it (win rate {votes.win_rate:.0%} {span}; it has to lie above {rule.human:.0%})"]
+        span = "without an interval" if votes.low is None else f"[{votes.low:.1%}, {votes.high:.1%}]"
+        return [
+            f"people who clearly prefer it (win rate {votes.win_rate:.1%} {span}; "
+            f"the whole 95% interval has to lie above {rule.human:.0%})"
+        ]
     return []
 
 

@@ -103,7 +103,7 @@ def test_counts_by_hand():
     assert found.agreement.n == 4
     text = report(found)
     assert "win rate 62.5%" in text and "4 wins, 2 losses, 1 ties, 1 both bad" in text
-    assert "by prompt: 2 won, 1 lost, 1 level" in text
+    assert "by prompt, for these raters alone: 2 won, 1 lost, 1 level" in text
 
 
 def test_the_other_way_round_is_the_mirror_image():
@@ -137,9 +137,16 @@ def test_the_interval_counts_prompts_and_raters_not_votes():
 
 def test_one_rater_speaks_for_new_prompts_only():
     votes = drawn(np.random.default_rng(3), 30, 1, 0.5, 0.2)
-    (pair,) = analyse_votes(votes, ["new", "old"], 1).comparisons
-    assert (pair.low, pair.high) == (pair.these_raters.low, pair.these_raters.high)
-    assert analyse_votes(votes, ["new", "old"], 1).agreement is None
+    found = analyse_votes(votes, ["new", "old"], 1)
+    (pair,) = found.comparisons
+    assert (found.low, found.high, found.p_value, pair.low, pair.p_value) == (None,) * 5
+    score = np.select([votes.choice == "tie", (votes.choice == "left") == (votes.left == "new")], [0.5, 1.0], 0.0)
+    assert (pair.these_raters.low, pair.these_raters.high) == pytest.approx(win_rate(score, votes.prompt)[2:4])
+    assert found.agreement is None
+    text = report(found)
+    assert "by one rater: what other people prefer is unknown" in text
+    assert f"for this rater alone [{pair.these_raters.low:.1%}, {pair.these_raters.high:.1%}]" in text
+    assert "30 votes on 30 prompts by 1 rater\n" in text
 
 
 @pytest.mark.parametrize(("choice", "value"), [("left", 1.0), ("right", 0.0), ("tie", 0.5)])
@@ -148,6 +155,8 @@ def test_votes_that_are_all_alike_are_no_certainty(choice, value):
     found = analyse_votes(votes, ["new", "old"], 1)
     assert found.win_rate == value and found.low <= value <= found.high
     assert found.high - found.low > 0.4
+    here = found.comparisons[0].these_raters
+    assert (here.low, here.high) == (found.low, found.high)
     if value == 1:
         assert found.p_value == pytest.approx(1 / 8) and found.low == pytest.approx(wilson(3, 3).low)
     else:

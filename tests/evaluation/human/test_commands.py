@@ -18,7 +18,10 @@ def run(*arguments):
 
 def test_plan_without_answers_only_says_what_it_takes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "81 prompts x 2 raters each = 162 votes, by 10 raters" in run("plan", "--win-rate", 0.6, "--raters", 10)
+    said = run("plan", "--win-rate", 0.6, "--raters", 10)
+    assert "82 prompts x 2 raters each = 164 votes, by 10 raters" in said
+    assert "the gate wants the 95% interval above 50%, for which the power is 67%; plan for it by --sides 2" in said
+    assert "the gate" not in run("plan", "--win-rate", 0.6, "--raters", 10, "--sides", 2)
     assert list(tmp_path.iterdir()) == []
     assert "parameter 'win_rate' = 0.4: Input should be greater than 0.5" in run("plan", "--win-rate", 0.4)
 

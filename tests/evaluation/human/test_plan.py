@@ -106,6 +106,27 @@ def test_simulated_studies_have_the_power_that_was_planned_and_keep_the_level():
     assert shown[0.5] / runs <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / runs)
 
 
+@pytest.mark.parametrize(("raters", "each"), [(2, 2), (3, 2), (3, 3), (10, 1)])
+def test_few_raters_have_the_power_that_is_said(raters, each):
+    """Between 0.3 and 0.95, where the degrees of freedom decide: by those of the prompts it would be above 0.9."""
+    design = Design(raters_per_prompt=each, rater_correlation=0.0, prompt_correlation=0.25 if each > 1 else 0.0)
+    rng, runs, shown = np.random.default_rng(1), 500, 0
+    for _ in range(runs):
+        found = win_rate(*votes(rng, 110, raters, each, 0.61, design.ties, design.prompt_correlation))
+        shown += found.value > 0.5 and found.p_value / 2 <= design.level
+    said = power(design, 110, raters, 0.61)
+    assert 0.3 < said < 0.95
+    assert shown / runs == pytest.approx(said, abs=3 * math.sqrt(said * (1 - said) / runs))
+
+
+def test_one_rater_shows_nothing_of_others():
+    design = Design(raters=1, raters_per_prompt=1, win_rate=0.9, ties=0.1, rater_correlation=0)
+    assert power(design, 1000, 1) == 0 and detectable(design, 1000, 1) is None
+    fails("'raters' = 1: no .* will do, since one rater says nothing of what other.* least 2 raters", needed, design)
+    alone = needed(design.model_copy(update={"raters": None}))
+    assert alone.raters == 2 and alone.prompts < 100
+
+
 def test_a_plan_is_read_as_it_was_made(study, files):
     again = read_study(study.folder)
     assert again == study
@@ -137,6 +158,7 @@ def test_a_study_with_too_few_raters_can_be_planned_and_says_what_it_shows(files
     assert len(study.plan.prompts) == 3 * 6 // 2
     text = "\n".join(planning.describe_plan(study))
     assert "no number of prompts will do" in text and "too few to show 55.0%" in text
+    assert "at the 1-sided 5% level" in text and "the gate wants the 95% interval above 50%" in text
 
 
 def test_answers_that_give_a_model_away_are_counted(files, tmp_path):
@@ -210,5 +232,5 @@ def test_a_study_with_votes_keeps_its_plan(study, files):
     prompts, answers = files
     (study.folder / "raters").mkdir()
     (study.folder / "raters" / "ann.jsonl").write_text("")
-    fails("1 raters have voted by the plan that is there", make_plan, study.folder, answers, source=str(prompts))
+    fails("1 rater voted by the plan that is there", make_plan, study.folder, answers, source=str(prompts))
     assert read_plan(study.folder) == study.plan

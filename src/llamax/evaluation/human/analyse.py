@@ -2,7 +2,7 @@
 
 A vote scores 1 for the candidate, 0 for the other, 1/2 for a tie; "both bad" is a tie that is also counted apart. New
 prompts *and* new raters are meant: the interval covers both, and beside it stands the narrower one that holds for these
-raters only. The statistics are those of `llamax.statistics`.
+raters only. A single rater has only the latter. The statistics are those of `llamax.statistics`.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,12 @@ import pandas as pd
 
 from llamax.config import Config
 from llamax.errors import DataError, ParameterError
-from llamax.evaluation.human.plan import read_plan
+from llamax.evaluation.human.plan import counted, read_plan
 from llamax.evaluation.human.store import Sheet, items_of, read_sheets
 from llamax.files import locate, write_atomic
 from llamax.statistics import wilson
 from llamax.statistics.agreement import krippendorff_alpha
+from llamax.statistics.estimates import Difference
 from llamax.statistics.preferences import bradley_terry, position_bias, sign_test, win_rate
 
 FILE = "analysis.json"
@@ -39,7 +40,8 @@ class Comparison(Config):
     """One pair of models: how often the first is preferred, ties half.
 
     `low` and `high` bound it, 95%, for new prompts and new raters; `these_raters`: for new prompts only. `p_value`:
-    against 1/2, one- or two-sided as planned. `sign_test_p` counts each prompt once, by the majority of its votes.
+    against 1/2, one- or two-sided as planned. All three are None with a single rater or prompt. `sign_test_p` counts
+    each prompt once, by the majority of its votes: like `these_raters` it says nothing of other people.
     """
 
     candidate: str
@@ -139,14 +141,12 @@ def compare(votes: pd.DataFrame, candidate: str, current: str, sides: int) -> Co
     majority = np.sign(votes.score.sub(0.5).groupby(votes.prompt).sum())
     won, lost = int((majority > 0).sum()), int((majority < 0).sum())
     sign_p = sign_test(won, lost, len(majority) - won - lost, one_sided=sides == 1)
-    found = win_rate(score, votes.prompt, votes.rater if raters > 1 else None)
-    here = win_rate(score, votes.prompt)
+    found, here = (_alike(win_rate(score, *by), len(majority)) for by in ((votes.prompt, votes.rater), (votes.prompt,)))
     value, low, high, p_value = found.value, found.low, found.high, found.p_value
-    if sides == 1:
+    if found.standard_error == 0:
+        p_value = sign_p
+    elif sides == 1:
         p_value = p_value / 2 if value > 0.5 else 1 - p_value / 2
-    if found.standard_error == 0:  # all votes are alike: a t sees no spread at all, and three lucky votes are no proof
-        exact = wilson(int(value * len(majority)), len(majority))
-        low, high, p_value = min(exact.low, value), max(exact.high, value), sign_p
     return Comparison(
         candidate=candidate, current=current, win_rate=value, low=_known(low), high=_known(high),
         p_value=_known(p_value),
@@ -155,6 +155,14 @@ def compare(votes: pd.DataFrame, candidate: str, current: str, sides: int) -> Co
         losses=int((score == 0).sum()), ties=int((votes.choice == "tie").sum()),
         both_bad=int((votes.choice == "both_bad").sum()), prompts_won=won, prompts_lost=lost, sign_test_p=sign_p,
     )  # fmt: skip
+
+
+def _alike(found: Difference, prompts: int) -> Difference:
+    """`found`, with Wilson's interval where all votes are alike: a t sees no spread, and three wins are no proof."""
+    if found.standard_error != 0:
+        return found
+    exact = wilson(int(found.value * prompts), prompts)
+    return found._replace(low=min(exact.low, found.value), high=max(exact.high, found.value))
 
 
 def _known(figure: float) -> float | None:
@@ -173,10 +181,14 @@ def _agreement(votes: pd.DataFrame) -> Interval | None:
 
 
 def _left_share(votes: pd.DataFrame) -> Interval | None:
-    """How often the left answer won where one did; sides were drawn, so 1/2 unless places matter."""
+    """How often the left answer won where one did; sides were drawn, so 1/2 unless places matter.
+
+    A single rater's is of that rater, by vote.
+    """
     left = votes.choice.map(SCORES)
     try:
-        share = position_bias(left, votes.rater if votes.rater.nunique() > 1 else None)
+        several = min(votes.prompt.nunique(), votes.rater.nunique()) > 1
+        share = position_bias(left, votes.prompt, votes.rater) if several else position_bias(left)
     except ParameterError:  # nothing but ties
         return None
     return Interval(value=share.value, low=_known(share.low), high=_known(share.high), n=int((left != 0.5).sum()))
@@ -232,14 +244,18 @@ def report(found: Analysis) -> str:
 def _pair_lines(pair: Comparison, sides: int) -> list[str]:
     """A pair of models in three lines."""
     both = Interval(value=pair.win_rate, low=pair.low, high=pair.high, n=pair.votes)
-    p_value = "unknown" if pair.p_value is None else f"{pair.p_value:.3g}"
+    sure = f"{_span(both, '.1%')}, p = {pair.p_value:.3g} ({sides}-sided)" if pair.p_value is not None else "[unknown]"
+    if pair.raters == 1:
+        sure = "by one rater: what other people prefer is unknown, so no interval and no p"
+    people = "this rater" if pair.raters == 1 else "these raters"
+    level = pair.prompts - pair.prompts_won - pair.prompts_lost
     return [
-        f"{pair.candidate} against {pair.current}: win rate {pair.win_rate:.1%} {_span(both, '.1%')}, "
-        f"p = {p_value} ({sides}-sided); {pair.votes} votes on {pair.prompts} prompts by {pair.raters} raters",
+        f"{pair.candidate} against {pair.current}: win rate {pair.win_rate:.1%} {sure}; "
+        f"{pair.votes} votes on {pair.prompts} prompts by {counted(pair.raters, 'rater')}",
         f"  {pair.wins} wins, {pair.losses} losses, {pair.ties} ties, {pair.both_bad} both bad (ties count half); "
-        f"for these raters alone {_span(pair.these_raters, '.1%')}",
-        f"  by prompt: {pair.prompts_won} won, {pair.prompts_lost} lost, "
-        f"{pair.prompts - pair.prompts_won - pair.prompts_lost} level; sign test p = {pair.sign_test_p:.3g}",
+        f"for {people} alone {_span(pair.these_raters, '.1%')}",
+        f"  by prompt, for {people} alone: {pair.prompts_won} won, {pair.prompts_lost} lost, {level} level; "
+        f"sign test p = {pair.sign_test_p:.3g}",
     ]
 
 
