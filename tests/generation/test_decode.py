@@ -1,12 +1,14 @@
 import copy
 
+import naive
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llamax.errors import ModelError, ParameterError
-from llamax.generation import decode
+from llamax.generation import decode, prefixes
+from llamax.generation.attention import out_of_memory
 from llamax.generation.decode import generate, sample
 
 PROMPTS = [[0, *range(10, 10 + n)] for n in (3, 17, 1, 9, 30, 5, 5, 12)]
@@ -248,6 +250,76 @@ def test_samples_are_drawn_by_place(tiny_model, tiny_tokenizer):
     whole = run([PROMPTS[0]] * 4, None)
     assert run([PROMPTS[0]] * 2, [3, 1]) == [whole[3], whole[1]]
     assert whole[0] != whole[1]
+    assert run([PROMPTS[0]], [0]) == run([PROMPTS[0]], None) == whole[:1]
+    assert run([], []) == run([], None) == []
+    for places in ([], [1], [1, 2, 3]):
+        with pytest.raises(ParameterError, match=rf"places: {len(places)} for 2 prompts"):
+            run(PROMPTS[:2], places)
+
+
+def test_a_sample_does_not_depend_on_how_long_it_may_get(tiny_model, tiny_tokenizer):
+    def run(length):
+        return generate(tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=length, temperature=1.0)
+
+    for short, long in zip(run(5), run(30), strict=True):
+        assert short.token_ids == long.token_ids[:5]
+
+
+def test_little_groups_do_not_decode_by_themselves(tiny_model, tiny_tokenizer, monkeypatch):
+    """Pairs that share 150 tokens: encoding them apart would cost less than decoding two at a time does."""
+    monkeypatch.setattr(prefixes, "PRICE", 100)
+    monkeypatch.setattr(decode, "PRICE", 100)
+    prompts = [[0, *range(pair, pair + 149), 7 + n] for pair in range(1, 5) for n in range(2)]
+    assert len(prefixes.group_by_prefix(prompts)) == 4
+    steps, really = [], decode.encode
+    monkeypatch.setattr(
+        decode, "encode", lambda model, ids, *rest: steps.append(tuple(ids.shape)) or really(model, ids, *rest)
+    )
+    answers = generate(tiny_model, tiny_tokenizer, prompts, max_new_tokens=20, batch_size=8)
+    assert max(steps) == (8, 151)
+    monkeypatch.setattr(decode, "step_price", lambda model: 0)
+    steps.clear()
+    assert generate(tiny_model, tiny_tokenizer, prompts, max_new_tokens=20, batch_size=8) == answers
+    assert max(steps)[0] == 2
+
+
+def test_memory_that_is_asked_for_follows_the_prompts(tiny_model, tiny_tokenizer, monkeypatch):
+    """A thousand short prompts beside a few long ones: no room is much larger than its own prompts need."""
+    rooms, really = [], decode.Room
+    monkeypatch.setattr(
+        decode, "Room", lambda model, rows, capacity: rooms.append((rows, capacity)) or really(model, rows, capacity)
+    )
+    prompts = [[n % 500] * (1 + n % 7) for n in range(300)] + [[3] * 200] * 2
+    generate(tiny_model, tiny_tokenizer, prompts, max_new_tokens=2, batch_size=16)
+    assert rooms == [(2, 202), (16, 9), (16, 4)]
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), True),
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+        (ValueError("shape"), False),
+    ],
+)
+def test_what_says_that_memory_ran_out(error, is_memory):
+    assert out_of_memory(error) is is_memory
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_precisions_decode_by_their_own_forward_pass(tiny_tokenizer, dtype):
+    """In fp64 all tokens are those of the definition; in bf16 each is within rounding of the best."""
+    model = naive.lively_model().to(dtype)
+    prompts = [[*SHOTS, *prompt[1:], 7 + n] for n, prompt in enumerate(PROMPTS)]
+    for prompt, answer in zip(prompts, generate(model, tiny_tokenizer, prompts, max_new_tokens=6), strict=True):
+        with torch.inference_mode():
+            logits = model(torch.tensor([prompt + answer.token_ids])).logits[0, len(prompt) - 1 : -1].double()
+        behind = logits.max(-1).values - logits.gather(1, torch.tensor(answer.token_ids)[:, None])[:, 0]
+        assert behind.max() <= (0.04 * logits.abs().max() if dtype == torch.bfloat16 else 0)
 
 
 def test_logits_that_are_not_numbers_are_an_error(tiny_model, tiny_tokenizer):
