@@ -65,11 +65,11 @@ class RankedEngine:
 
     def score(self, pairs: list[Pair], done: OnScored) -> None:
         self._run(self.shared.model_copy(update={"pairs": pairs}), len(pairs))
-        Journaled(self, self.journal).score(pairs, done)
+        Journaled(_Answered(self), self.journal).score(pairs, done)
 
     def say(self, asks: list[Ask], how: How, done: OnSaid) -> None:
         self._run(self.shared.model_copy(update={"asks": asks, "how": how}), len(asks))
-        Journaled(self, self.journal).say(asks, how, done)
+        Journaled(_Answered(self), self.journal).say(asks, how, done)
 
     def _run(self, shared: Shared, count: int) -> None:
         """Let the ranks answer all of it. Raises: LaunchError: one failed; then with its own traceback."""
@@ -85,6 +85,22 @@ class RankedEngine:
         if status:
             raise LaunchError(first_failure(folder, status, where.ranks))
         self.journal.load()
+
+
+class _Answered:
+    """What stands behind the journal once the ranks are done: nothing is left to answer."""
+
+    def __init__(self, engine: RankedEngine) -> None:
+        self.tokenizer, self.window, self.folder = engine.tokenizer, engine.window, engine.journal.folder
+
+    def score(self, pairs: list[Pair], done: OnScored) -> None:
+        self._missing(len(pairs))
+
+    def say(self, asks: list[Ask], how: How, done: OnSaid) -> None:
+        self._missing(len(asks))
+
+    def _missing(self, count: int) -> None:
+        raise LaunchError(f"the ranks ended well, but {count} answers are not in {self.folder}: was it edited?")
 
 
 def _count(files: list) -> int:
