@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llamax.errors import ModelError, ParameterError
-from llamax.generation import decode, prefixes
+from llamax.generation import attention, decode, prefixes
 from llamax.generation.attention import out_of_memory
 from llamax.generation.decode import generate, sample
 
@@ -23,9 +23,9 @@ def naive_greedy(model, prompt, steps):
     return ids[len(prompt) :]
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_greedy_is_argmax_of_the_full_forward_pass(tiny_model, tiny_tokenizer, attention):
-    tiny_model.set_attn_implementation(attention)
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_greedy_is_argmax_of_the_full_forward_pass(tiny_model, tiny_tokenizer, implementation):
+    tiny_model.set_attn_implementation(implementation)
     answers = generate(tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=12)
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         expected = naive_greedy(tiny_model, prompt, 12)
@@ -95,8 +95,13 @@ def test_sampling_has_a_generator_of_its_own(tiny_model, tiny_tokenizer):
 
 def test_training_mode_is_restored(tiny_model, tiny_tokenizer):
     tiny_model.train()
-    generate(tiny_model, tiny_tokenizer, PROMPTS[:1], max_new_tokens=1)
-    assert tiny_model.training
+    inside, was = [], tiny_model.config._attn_implementation
+    generate(
+        tiny_model, tiny_tokenizer, PROMPTS[:1], max_new_tokens=1,
+        on_answer=lambda *_: inside.append(tiny_model.training),
+    )  # fmt: skip
+    assert inside == [False] and tiny_model.training
+    assert tiny_model.config._attn_implementation == was != attention.NAME
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -223,6 +228,21 @@ def test_when_memory_runs_out_the_batch_is_halved_and_nothing_is_lost(tiny_model
     assert max(calls) > 2
 
 
+def test_answers_that_are_done_but_not_told_when_memory_runs_out_are_not_lost(tiny_model, tiny_tokenizer, monkeypatch):
+    expected = generate(tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=4)
+    really, failed, told = decode._Decoder._find_stop_strings, [], []
+
+    def tight(self, answers):
+        if not failed and any(answer.finish == "length" for answer in answers):
+            failed.append(len(answers))
+            raise MemoryError
+        return really(self, answers)
+
+    monkeypatch.setattr(decode._Decoder, "_find_stop_strings", tight)
+    found = generate(tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=4, on_answer=lambda n, a: told.append(n))
+    assert failed and found == expected and sorted(told) == list(range(len(PROMPTS)))
+
+
 def test_memory_that_is_too_small_for_one_row_is_an_error(tiny_model, tiny_tokenizer, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -291,7 +311,7 @@ def test_memory_that_is_asked_for_follows_the_prompts(tiny_model, tiny_tokenizer
     )
     prompts = [[n % 500] * (1 + n % 7) for n in range(300)] + [[3] * 200] * 2
     generate(tiny_model, tiny_tokenizer, prompts, max_new_tokens=2, batch_size=16)
-    assert rooms == [(2, 202), (16, 9), (16, 4)]
+    assert rooms == [(16, 202), (16, 9), (16, 4)]  # the first has 14 of the short ones, to be full
 
 
 @pytest.mark.parametrize(

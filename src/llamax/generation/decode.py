@@ -119,18 +119,22 @@ def generate(
         for members, shared in group_by_prefix(prompts, PRICE + step_price(model) * max_new_tokens):
             prefix = encode_prefix(model, prompts[members[0]][:shared]) if shared else None
             own = {number: prompts[number][shared:] for number in members}
-            for part in _alike(own, settings, shared):
+            for part in _alike(own, settings, shared, batch_size):
                 queue = deque(_Answer(n, own[n], places[n], settings, shared) for n in part)
                 _Decoder(model, tokenizer, settings, prefix, batch_size, done).run(queue)
     return answers
 
 
-def _alike(own: dict[int, list[int]], settings: Settings, shared: int) -> list[list[int]]:
-    """Prompts' numbers, longest first, cut where they need much less room than the first of their part."""
+def _alike(own: dict[int, list[int]], settings: Settings, shared: int, batch_size: int) -> list[list[int]]:
+    """Prompts' numbers, longest first, cut where they need much less room than the first of their part.
+
+    A part is a full batch at least, for it decodes by itself.
+    """
     parts: list[list[int]] = []
     for number in sorted(own, key=lambda number: -len(own[number])):
         need = _room(len(own[number]), settings, shared)
-        if not parts or need < SHRINK * _room(len(own[parts[-1][0]]), settings, shared):
+        full = parts and len(parts[-1]) >= batch_size
+        if not parts or (full and need < SHRINK * _room(len(own[parts[-1][0]]), settings, shared)):
             parts.append([])
         parts[-1].append(number)
     return parts
