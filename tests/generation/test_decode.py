@@ -219,6 +219,8 @@ def test_when_memory_runs_out_the_batch_is_halved_and_nothing_is_lost(tiny_model
         return really(model, ids, *rest)
 
     monkeypatch.setattr(decode, "encode", tight)
+    sizes, room = [], decode.Room
+    monkeypatch.setattr(decode, "Room", lambda model, rows, capacity: sizes.append(rows) or room(model, rows, capacity))
     told = []
     answers = generate(
         tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=10, temperature=1.0, on_answer=lambda n, a: told.append(n)
@@ -226,6 +228,7 @@ def test_when_memory_runs_out_the_batch_is_halved_and_nothing_is_lost(tiny_model
     assert answers == expected
     assert sorted(told) == list(range(len(PROMPTS)))
     assert max(calls) > 2
+    assert sizes == [8, 4, 2]
 
 
 def test_answers_that_are_done_but_not_told_when_memory_runs_out_are_not_lost(tiny_model, tiny_tokenizer, monkeypatch):

@@ -104,6 +104,10 @@ def test_nothing_is_lost_or_told_twice_when_memory_runs_out(model, tiny_tokenize
             raise torch.OutOfMemoryError("CUDA out of memory")
         return really(model, ids, *rest)
 
+    def falling(lengths, tokens):
+        assert lengths == sorted(lengths, reverse=True)
+        return prefixes.alike(lengths, tokens)
+
     def tight_find(self, answers):
         if len(self.rows) > 1 and next(calls) in full:
             raise MemoryError
@@ -111,6 +115,7 @@ def test_nothing_is_lost_or_told_twice_when_memory_runs_out(model, tiny_tokenize
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decode, "encode", tight)
+        patch.setattr(decode, "alike", falling)
         patch.setattr(decode._Decoder, "_find_stop_strings", tight_find)
         found = generate(
             model, tiny_tokenizer, prompts, **plan, batch_size=8,
