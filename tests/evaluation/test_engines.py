@@ -295,6 +295,7 @@ class FakeVllm(types.ModuleType):
     def __init__(self, model, tokenizer, window=256):
         super().__init__("vllm")
         self.net, self.tokenizer, self.window, self.calls, self.loaded = model, tokenizer, window, [], []
+        self.own_eos = 300  # of the checkpoint's generation settings
 
     def LLM(self, **settings):
         self.loaded.append(settings)
@@ -318,7 +319,10 @@ class FakeVllm(types.ModuleType):
     def one(self, ids, how):
         assert 0 < len(ids) < self.window, "the prompt and one new token are longer than the maximum model length"
         said, text = [], ""
-        stop_ids = {*(how.stop_token_ids or []), *([] if how.ignore_eos else [self.tokenizer.eos_token_id, 300])}
+        stop_ids = {
+            *(how.stop_token_ids or []),
+            *([] if how.ignore_eos else [self.tokenizer.eos_token_id, self.own_eos]),
+        }
         while len(said) < how.max_tokens and len(ids) + len(said) < self.window:
             logits = self.net(torch.tensor([ids + said])).logits[0, -1]
             said.append(int(logits.argmax()))
@@ -377,6 +381,8 @@ def test_two_best_tokens_are_both_greedy_for_vllm(vllm, tiny_tokenizer):
 def test_vllm_says_as_ours(vllm, tiny_tokenizer, engine, monkeypatch):
     """With EOS in the middle, stop strings, one of them a special token, and settings of the model's own left out."""
     theirs = VllmEngine("a-model", tiny_tokenizer)
+    spoken = FakeVllm.one(vllm, ASKS[0].ids, vllm.SamplingParams(max_tokens=6, ignore_eos=True)).outputs[0].token_ids
+    vllm.own_eos = spoken[2]
     free = said(engine, how=HOW._replace(max_new_tokens=9))
     monkeypatch.setattr(engines, "VLLM_PROMPTS", 4)
     for strings in [(), (free[0].text[3:6], ""), ("<|im_end|>",), ("</s>", free[1].text[2:4])]:
