@@ -144,8 +144,7 @@ def test_a_killed_evaluation_loses_at_most_its_batch(tmp_path, tiny_model, tiny_
     save(tiny_model, tiny_tokenizer, tmp_path / "model")
     code = f"""
         import time
-        from llamax.evaluation import engines, ranks
-from llamax.evaluation.engines import Ask, How, TorchEngine, VllmEngine
+        from llamax.evaluation.engines import Ask, How, TorchEngine
         from llamax.evaluation.journal import Journal, Journaled
         from llamax.models.load import load
         from pathlib import Path
