@@ -206,6 +206,7 @@ def test_places_are_taken_again_as_soon_as_they_are_free(tiny_model, tiny_tokeni
     steps = [shape for shape in rows if shape[1] == 1]
     assert sum(shape[0] for shape in steps) < 12 * max(lengths)  # what waiting for the longest would take
     assert all(shape[0] == 4 for shape in steps[:3])
+    assert steps[-1][0] < 4  # no prompt is left: free places are given up
 
 
 def test_when_memory_runs_out_the_batch_is_halved_and_nothing_is_lost(tiny_model, tiny_tokenizer, monkeypatch):
