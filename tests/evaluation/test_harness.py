@@ -33,6 +33,7 @@ from llamax.evaluation.harness import (
     prepare,
     select,
 )
+from llamax.generation.decode import generate
 
 
 def requests(kind, arguments):
@@ -75,6 +76,59 @@ def test_generation_equals_lm_evals_own(peers):
     arguments.append((PAIRS[0][0], {"until": ["fox"], "max_gen_toks": 5}))
     ours, theirs = (peer.generate_until(requests("generate_until", arguments)) for peer in peers)
     assert ours == theirs
+
+
+def test_the_edges_of_the_window_are_lm_evals_own(peers, tiny_model, tiny_tokenizer):
+    """Continuations that fill the window to the last token, contexts cut down to one token, texts of any length."""
+    ours, theirs = peers
+    tiny_model.config.max_position_embeddings = 24
+    words = "The quick brown fox jumps over the lazy dog. 0123456789 Question: what is 12 + 30? Answer: 42." * 3
+    ids = tiny_tokenizer.encode(words)
+    assert len(ids) > 50
+    pairs = [(None, ids[:context], ids[context : context + n]) for context in (1, 20, 25) for n in (1, 2, 23, 24)]
+    ours = Backend.of(tiny_model, tiny_tokenizer, over_long="cut")  # its window is read once
+    theirs._max_length = 24
+    for one, two in zip(ours._loglikelihood_tokens(pairs), theirs._loglikelihood_tokens(pairs), strict=True):
+        assert one[0] == pytest.approx(two[0], abs=1e-4)
+        assert one[1] == two[1]
+    texts = [(words[:length],) for length in (1, 30, 60, 61, 62, 63, 120, 180)]
+    found = [peer.loglikelihood_rolling(requests("loglikelihood_rolling", texts)) for peer in (ours, theirs)]
+    np.testing.assert_allclose(*found, rtol=1e-5)
+    assert ours.loglikelihood_rolling(requests("loglikelihood_rolling", [("",)])) == [0]
+    settings = {"until": ["x"], "max_gen_toks": 23, "do_sample": False}
+    asked = requests("generate_until", [(words, settings), (words[:9], settings)])
+    assert ours.generate_until(asked) == theirs.generate_until(asked)
+
+
+def test_a_continuation_longer_than_the_window_is_named(peers):
+    request = requests("loglikelihood", [("Question:", " hello" * 300)])
+    request[0].task_name = "a_task"
+    with pytest.raises(ModelError, match=r"1 of 1 items need more tokens than the model's window of 256: a_task/"):
+        peers[0].loglikelihood(request)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"top_k": 5, "do_sample": True, "temperature": 1.0}, "top_k=5: known are"),
+        ({"num_beams": 4, "repetition_penalty": 1.2}, "num_beams=4, repetition_penalty=1.2: known are do_sample, max"),
+        ({"max_gen_toks": 256}, "max_gen_toks=256 leaves no room in a window of 256"),
+    ],
+)
+def test_generation_settings_that_would_be_passed_over_are_refused(peers, settings, says):
+    with pytest.raises(ParameterError, match=says):
+        peers[0].generate_until(requests("generate_until", [("Question:", {"until": ["e"]} | settings)]))
+    neutral = {"num_beams": 1, "repetition_penalty": 1, "max_gen_toks": 3}
+    assert len(peers[0].generate_until(requests("generate_until", [("Question:", {"until": ["e"]} | neutral)]))) == 1
+
+
+def test_greedy_continuations_are_known_as_such(peers, tiny_model, tiny_tokenizer):
+    """lm-eval's `is_greedy`, on what the model itself says."""
+    said = generate(tiny_model, tiny_tokenizer, [tiny_tokenizer.encode("hello world")], max_new_tokens=3)[0].token_ids
+    context = tiny_tokenizer.encode("hello world")
+    pairs = [(None, context, said), (None, context, said[:1]), (None, context, [*said[:2], said[2] ^ 1])]
+    ours, theirs = (peer._loglikelihood_tokens(pairs) for peer in peers)
+    assert [bool(greedy) for _, greedy in ours] == [bool(greedy) for _, greedy in theirs] == [True, True, False]
 
 
 def test_outcomes_are_per_item_and_carry_no_text(local_data, tiny_model, tiny_tokenizer):

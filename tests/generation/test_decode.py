@@ -1,12 +1,14 @@
 import copy
 
+import naive
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llamax.errors import ModelError, ParameterError
-from llamax.generation import decode
+from llamax.generation import attention, decode, prefixes
+from llamax.generation.attention import out_of_memory
 from llamax.generation.decode import generate, sample
 
 PROMPTS = [[0, *range(10, 10 + n)] for n in (3, 17, 1, 9, 30, 5, 5, 12)]
@@ -21,9 +23,9 @@ def naive_greedy(model, prompt, steps):
     return ids[len(prompt) :]
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_greedy_is_argmax_of_the_full_forward_pass(tiny_model, tiny_tokenizer, attention):
-    tiny_model.set_attn_implementation(attention)
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_greedy_is_argmax_of_the_full_forward_pass(tiny_model, tiny_tokenizer, implementation):
+    tiny_model.set_attn_implementation(implementation)
     answers = generate(tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=12)
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         expected = naive_greedy(tiny_model, prompt, 12)
@@ -93,8 +95,13 @@ def test_sampling_has_a_generator_of_its_own(tiny_model, tiny_tokenizer):
 
 def test_training_mode_is_restored(tiny_model, tiny_tokenizer):
     tiny_model.train()
-    generate(tiny_model, tiny_tokenizer, PROMPTS[:1], max_new_tokens=1)
-    assert tiny_model.training
+    inside, was = [], tiny_model.config._attn_implementation
+    generate(
+        tiny_model, tiny_tokenizer, PROMPTS[:1], max_new_tokens=1,
+        on_answer=lambda *_: inside.append(tiny_model.training),
+    )  # fmt: skip
+    assert inside == [False] and tiny_model.training
+    assert tiny_model.config._attn_implementation == was != attention.NAME
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -199,6 +206,7 @@ def test_places_are_taken_again_as_soon_as_they_are_free(tiny_model, tiny_tokeni
     steps = [shape for shape in rows if shape[1] == 1]
     assert sum(shape[0] for shape in steps) < 12 * max(lengths)  # what waiting for the longest would take
     assert all(shape[0] == 4 for shape in steps[:3])
+    assert steps[-1][0] < 4  # no prompt is left: free places are given up
 
 
 def test_when_memory_runs_out_the_batch_is_halved_and_nothing_is_lost(tiny_model, tiny_tokenizer, monkeypatch):
@@ -212,6 +220,8 @@ def test_when_memory_runs_out_the_batch_is_halved_and_nothing_is_lost(tiny_model
         return really(model, ids, *rest)
 
     monkeypatch.setattr(decode, "encode", tight)
+    sizes, room = [], decode.Room
+    monkeypatch.setattr(decode, "Room", lambda model, rows, capacity: sizes.append(rows) or room(model, rows, capacity))
     told = []
     answers = generate(
         tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=10, temperature=1.0, on_answer=lambda n, a: told.append(n)
@@ -219,6 +229,22 @@ def test_when_memory_runs_out_the_batch_is_halved_and_nothing_is_lost(tiny_model
     assert answers == expected
     assert sorted(told) == list(range(len(PROMPTS)))
     assert max(calls) > 2
+    assert sizes == [8, 4, 2]
+
+
+def test_answers_that_are_done_but_not_told_when_memory_runs_out_are_not_lost(tiny_model, tiny_tokenizer, monkeypatch):
+    expected = generate(tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=4)
+    really, failed, told = decode._Decoder._find_stop_strings, [], []
+
+    def tight(self, answers):
+        if not failed and any(answer.finish == "length" for answer in answers):
+            failed.append(len(answers))
+            raise MemoryError
+        return really(self, answers)
+
+    monkeypatch.setattr(decode._Decoder, "_find_stop_strings", tight)
+    found = generate(tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=4, on_answer=lambda n, a: told.append(n))
+    assert failed and found == expected and sorted(told) == list(range(len(PROMPTS)))
 
 
 def test_memory_that_is_too_small_for_one_row_is_an_error(tiny_model, tiny_tokenizer, monkeypatch):
@@ -248,6 +274,76 @@ def test_samples_are_drawn_by_place(tiny_model, tiny_tokenizer):
     whole = run([PROMPTS[0]] * 4, None)
     assert run([PROMPTS[0]] * 2, [3, 1]) == [whole[3], whole[1]]
     assert whole[0] != whole[1]
+    assert run([PROMPTS[0]], [0]) == run([PROMPTS[0]], None) == whole[:1]
+    assert run([], []) == run([], None) == []
+    for places in ([], [1], [1, 2, 3]):
+        with pytest.raises(ParameterError, match=rf"places: {len(places)} for 2 prompts"):
+            run(PROMPTS[:2], places)
+
+
+def test_a_sample_does_not_depend_on_how_long_it_may_get(tiny_model, tiny_tokenizer):
+    def run(length):
+        return generate(tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=length, temperature=1.0)
+
+    for short, long in zip(run(5), run(30), strict=True):
+        assert short.token_ids == long.token_ids[:5]
+
+
+def test_little_groups_do_not_decode_by_themselves(tiny_model, tiny_tokenizer, monkeypatch):
+    """Pairs that share 150 tokens: encoding them apart would cost less than decoding two at a time does."""
+    monkeypatch.setattr(prefixes, "PRICE", 100)
+    monkeypatch.setattr(decode, "PRICE", 100)
+    prompts = [[0, *range(pair, pair + 149), 7 + n] for pair in range(1, 5) for n in range(2)]
+    assert len(prefixes.group_by_prefix(prompts)) == 4
+    steps, really = [], decode.encode
+    monkeypatch.setattr(
+        decode, "encode", lambda model, ids, *rest: steps.append(tuple(ids.shape)) or really(model, ids, *rest)
+    )
+    answers = generate(tiny_model, tiny_tokenizer, prompts, max_new_tokens=20, batch_size=8)
+    assert max(steps) == (8, 151)
+    monkeypatch.setattr(decode, "step_price", lambda model: 0)
+    steps.clear()
+    assert generate(tiny_model, tiny_tokenizer, prompts, max_new_tokens=20, batch_size=8) == answers
+    assert max(steps)[0] == 2
+
+
+def test_memory_that_is_asked_for_follows_the_prompts(tiny_model, tiny_tokenizer, monkeypatch):
+    """A thousand short prompts beside a few long ones: no room is much larger than its own prompts need."""
+    rooms, really = [], decode.Room
+    monkeypatch.setattr(
+        decode, "Room", lambda model, rows, capacity: rooms.append((rows, capacity)) or really(model, rows, capacity)
+    )
+    prompts = [[n % 500] * (1 + n % 7) for n in range(300)] + [[3] * 200] * 2
+    generate(tiny_model, tiny_tokenizer, prompts, max_new_tokens=2, batch_size=16)
+    assert rooms == [(16, 202), (16, 9), (16, 4)]  # the first has 14 of the short ones, to be full
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), True),
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+        (ValueError("shape"), False),
+    ],
+)
+def test_what_says_that_memory_ran_out(error, is_memory):
+    assert out_of_memory(error) is is_memory
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_precisions_decode_by_their_own_forward_pass(tiny_tokenizer, dtype):
+    """In fp64 all tokens are those of the definition; in bf16 each is within rounding of the best."""
+    model = naive.lively_model().to(dtype)
+    prompts = [[*SHOTS, *prompt[1:], 7 + n] for n, prompt in enumerate(PROMPTS)]
+    for prompt, answer in zip(prompts, generate(model, tiny_tokenizer, prompts, max_new_tokens=6), strict=True):
+        with torch.inference_mode():
+            logits = model(torch.tensor([prompt + answer.token_ids])).logits[0, len(prompt) - 1 : -1].double()
+        behind = logits.max(-1).values - logits.gather(1, torch.tensor(answer.token_ids)[:, None])[:, 0]
+        assert behind.max() <= (0.04 * logits.abs().max() if dtype == torch.bfloat16 else 0)
 
 
 def test_logits_that_are_not_numbers_are_an_error(tiny_model, tiny_tokenizer):

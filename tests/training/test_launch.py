@@ -84,6 +84,8 @@ def test_visible_devices_are_kept(monkeypatch, tmp_path):
     command = launcher._command("a.module", tmp_path / "job.json", launcher.Placement(2, port=1234))
     world = next(word for word in command if word.startswith("--world_info=")).removeprefix("--world_info=")
     assert json.loads(base64.urlsafe_b64decode(world)) == {"localhost": ["5", "7"]}
+    with pytest.raises(LaunchError, match="4 ranks asked, but CUDA_VISIBLE_DEVICES=5,7,9 shows fewer"):
+        launcher._command("a.module", tmp_path / "job.json", launcher.Placement(4, port=1234))
 
 
 def test_launched_job_is_followed_and_saved(tmp_path, tiny_model, tiny_tokenizer):

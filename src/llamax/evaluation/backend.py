@@ -16,6 +16,8 @@ from llamax.evaluation.engines import Ask, Engine, How, TorchEngine
 from llamax.evaluation.window import check_window
 from llamax.generation.score import Scored
 
+KNOWN = {"until", "max_gen_toks", "do_sample", "temperature", "top_p"}
+NEUTRAL = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "use_cache": True}
 MAX_NEW_TOKENS = 256  # lm-eval's own default for tasks that generate and name no number
 
 
@@ -65,7 +67,8 @@ class Backend(TemplateLM):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         encoded = [self._encode(request.args) for request in requests]
-        self._check(requests, [len(context) + len(choice) - 1 for _, context, choice in encoded])
+        cut = self.over_long == "cut"  # what is cut is the context, down to one token
+        self._check(requests, [(1 if cut else len(context)) + len(choice) - 1 for _, context, choice in encoded])
         return self._loglikelihood_tokens(encoded)
 
     def _encode(self, texts: tuple[str, str]) -> tuple[tuple[str, str], list[int], list[int]]:
@@ -77,8 +80,7 @@ class Backend(TemplateLM):
 
     def _check(self, requests: list[Instance], lengths: list[int]) -> None:
         """Raises: ModelError that names the items that need more tokens than the window has."""
-        if self.over_long == "error":
-            check_window([f"{request.task_name}/{request.doc_id}" for request in requests], lengths, self.max_length)
+        check_window([f"{request.task_name}/{request.doc_id}" for request in requests], lengths, self.max_length)
 
     def _loglikelihood_tokens(self, requests: list, **kwargs: Any) -> list[tuple[float, bool]]:
         """Score `(text pair, context ids, continuation ids)`; too long a context loses its beginning."""
@@ -122,13 +124,19 @@ class Backend(TemplateLM):
     def _generate(self, requests: list[Instance]) -> list[str]:
         """Continue prompts that are continued alike."""
         settings = normalize_gen_kwargs(requests[0].args[1], MAX_NEW_TOKENS)
+        odd = [f"{key}={value}" for key, value in settings.items() if key not in KNOWN and NEUTRAL.get(key) != value]
+        if odd:
+            raise ParameterError(
+                f"{requests[0].task_name}: generation_kwargs {', '.join(odd)}: known are {', '.join(sorted(KNOWN))}"
+            )
         room = self.max_length - settings["max_gen_toks"]
         if room < 1:
             raise ParameterError(
                 f"max_gen_toks={settings['max_gen_toks']} leaves no room in a window of {self.max_length}"
             )
         prompts = [self.tok_encode(request.args[0]) for request in requests]
-        self._check(requests, [len(prompt) + settings["max_gen_toks"] for prompt in prompts])
+        if self.over_long == "error":
+            self._check(requests, [len(prompt) + settings["max_gen_toks"] for prompt in prompts])
         how = How(
             max_new_tokens=settings["max_gen_toks"],
             stop_strings=tuple(

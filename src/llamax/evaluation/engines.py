@@ -4,13 +4,16 @@ An engine scores choices and continues prompts, and says of each as soon as it i
 benchmarks: `backend.Backend` speaks lm-eval's language on one side and this one on the other.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llamax.generation.decode import generate
+from llamax.errors import ParameterError
+from llamax.generation.decode import generate, seed_of, text_of
 from llamax.generation.score import Pair, Scored, score_choices
+
+VLLM_PROMPTS = 1024  # asked of vLLM at once: enough to keep it busy, few enough to lose when the process is killed
 
 
 class Ask(NamedTuple):
@@ -89,39 +92,72 @@ class VllmEngine:
     """vLLM, where it is installed (it is not among the locked packages: it brings a torch of its own).
 
     vLLM computes in batches of its own making and in the model's precision: near ties may fall otherwise than here.
+    What ends an answer and what its text is are ours: the tokenizer's EOS only, and no special token in the text.
     """
 
     def __init__(self, spec: str, tokenizer: PreTrainedTokenizerBase, *, dtype: str = "bfloat16", **settings: Any):
-        import vllm
-
+        """`settings`: of `vllm.LLM`. Raises: ParameterError: vLLM is not installed."""
+        try:
+            import vllm
+        except ModuleNotFoundError as error:
+            raise ParameterError(f"the vllm engine needs vLLM ({error}); `pip install vllm`, or take ours") from None
         self.vllm, self.tokenizer = vllm, tokenizer
         self.model = vllm.LLM(model=spec, dtype=dtype, enable_prefix_caching=True, **settings)
-        self.window = self.model.llm_engine.model_config.max_model_len
+        # It wants room for a new token even where none is asked for, and a choice's last token in the prompt.
+        self.window = self.model.llm_engine.model_config.max_model_len - 2
 
     def score(self, pairs: list[Pair], done: OnScored) -> None:
-        flat = [(number, context, choice) for number, (context, choices) in enumerate(pairs) for choice in choices]
-        asked = self.vllm.SamplingParams(max_tokens=1, prompt_logprobs=1, temperature=0.0)
-        prompts = [{"prompt_token_ids": [*context, *choice]} for _, context, choice in flat]
-        found: dict[int, list[Scored]] = {}
-        for (number, context, choice), output in zip(flat, self.model.generate(prompts, asked), strict=True):
-            places = output.prompt_logprobs[len(context) :]
-            tokens = [place[token] for place, token in zip(places, choice, strict=True)]
-            scored = Scored(sum(token.logprob for token in tokens), all(token.rank == 1 for token in tokens))
-            found.setdefault(number, []).append(scored)
-        for number, scored in found.items():
-            done(number, scored)
+        asked = self.vllm.SamplingParams(max_tokens=1, prompt_logprobs=1, temperature=0.0, detokenize=False)
+        for numbers in _cut([len(choices) for _, choices in pairs]):
+            flat = [(n, pairs[n][0], choice) for n in numbers for choice in pairs[n][1]]
+            outputs = self.model.generate([_tokens([*context, *choice]) for _, context, choice in flat], asked)
+            found: dict[int, list[Scored]] = {}
+            for (number, context, choice), output in zip(flat, outputs, strict=True):
+                found.setdefault(number, []).append(_scored(output.prompt_logprobs[len(context) :], choice))
+            for number, scored in found.items():
+                done(number, scored)
 
     def say(self, asks: list[Ask], how: How, done: OnSaid) -> None:
-        settings = [
-            self.vllm.SamplingParams(
-                max_tokens=how.max_new_tokens,
-                stop=list(how.stop_strings),
-                temperature=how.temperature,
-                top_p=how.top_p,
-                seed=how.seed + ask.place if how.temperature else None,
-            )
-            for ask in asks
-        ]
-        outputs = self.model.generate([{"prompt_token_ids": ask.ids} for ask in asks], settings)
-        for number, output in enumerate(outputs):
-            done(number, Said(output.outputs[0].text, len(output.outputs[0].token_ids)))
+        eos = self.tokenizer.eos_token_id
+        same = {
+            "max_tokens": how.max_new_tokens,
+            "stop": [string for string in how.stop_strings if string],
+            # Its own EOS may be another one, or several; and a stop string may be a special token, which it would hide.
+            "ignore_eos": True,
+            "stop_token_ids": [] if eos is None else [eos],
+            "skip_special_tokens": False,
+            "temperature": how.temperature,
+            "top_p": how.top_p,
+        }
+        for numbers in _cut([1] * len(asks)):
+            settings = [
+                self.vllm.SamplingParams(**same, seed=seed_of(how.seed, asks[n].place) if how.temperature else None)
+                for n in numbers
+            ]
+            outputs = self.model.generate([_tokens(asks[n].ids) for n in numbers], settings)
+            for number, output in zip(numbers, outputs, strict=True):
+                said = list(output.outputs[0].token_ids)
+                said = said[:-1] if said and said[-1] == eos else said
+                done(number, Said(text_of(self.tokenizer, said, how.stop_strings), len(said)))
+
+
+def _tokens(ids: list[int]) -> dict[str, list[int]]:
+    """vLLM's `TokensPrompt`."""
+    return {"prompt_token_ids": ids}
+
+
+def _cut(prompts: list[int]) -> Iterator[range]:
+    """Requests' numbers, as many at a time as make up about `VLLM_PROMPTS` prompts."""
+    start = total = 0
+    for number, count in enumerate(prompts, start=1):
+        total += count
+        if total >= VLLM_PROMPTS or number == len(prompts):
+            yield range(start, number)
+            start, total = number, 0
+
+
+def _scored(places: list[dict[int, Any]], choice: list[int]) -> Scored:
+    """A choice from vLLM's log-probabilities of the token that is at each place, and of the most probable one there."""
+    found = [(place[token].logprob, place.values()) for place, token in zip(places, choice, strict=True)]
+    greedy = all(value >= max(other.logprob for other in others) for value, others in found)
+    return Scored(sum(value for value, _ in found), greedy)

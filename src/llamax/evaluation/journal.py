@@ -23,7 +23,7 @@ class Journal:
     identity: of model and precision; answers of another one are not found.
     """
 
-    def __init__(self, folder: Path, identity: str, writer: str = "0") -> None:
+    def __init__(self, folder: Path, identity: str, writer: str = "main") -> None:
         self.folder, self.identity, self.file = folder, identity, folder / f"answers-{writer}.jsonl"
         self.known: dict[str, Any] = {}
         folder.mkdir(parents=True, exist_ok=True)
@@ -35,21 +35,23 @@ class Journal:
             for line in file.read_bytes().split(b"\n"):
                 try:
                     key, answer = json.loads(line)
-                except ValueError:
+                    self.known[key] = answer
+                except (ValueError, TypeError):
                     continue
-                self.known[key] = answer
 
     def write(self, key: str, answer: Any) -> None:
         """Append an answer that is new; it is the system's once this returns, so a killed process does not lose it."""
         if key in self.known:
             return
-        self.known[key] = answer
         with clear_disk_errors(self.file):
             if not hasattr(self, "stream"):
                 torn = self.file.exists() and not self.file.read_bytes().endswith(b"\n")
                 self.stream = open(self.file, "ab", buffering=0)  # noqa: SIM115 - open as long as this object
                 self.stream.write(b"\n" if torn else b"")
-            self.stream.write(json.dumps([key, answer]).encode() + b"\n")
+            line = json.dumps([key, answer]).encode() + b"\n"
+            while line:  # a disk that fills up takes a part of it, without an error
+                line = line[self.stream.write(line) :]
+        self.known[key] = answer
 
     def key_of_pair(self, pair: Pair) -> str:
         context, choices = pair
@@ -57,13 +59,20 @@ class Journal:
 
     def key_of_ask(self, ask: Ask, how: How) -> str:
         sampled = [ask.place] if how.temperature else []
-        return self._key(json.dumps(how), [ask.ids, sampled])
+        return self._key(json.dumps(_plain(how)), [ask.ids, sampled])
 
     def _key(self, kind: str, lists: Iterable[list[int]]) -> str:
         found = hashlib.sha256(f"{self.identity}\n{kind}\n".encode())
         for ids in lists:
             found.update(len(ids).to_bytes(8, "little") + np.asarray(ids, dtype=np.int64).tobytes())
         return found.hexdigest()[:32]
+
+
+def _plain(how: How) -> How:
+    """The same settings, written the same way: 1 and 1.0 are one temperature."""
+    return How(
+        int(how.max_new_tokens), tuple(how.stop_strings), float(how.temperature), float(how.top_p), int(how.seed)
+    )
 
 
 class Journaled:

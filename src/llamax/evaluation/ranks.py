@@ -80,11 +80,11 @@ class RankedEngine:
 
     def score(self, pairs: list[Pair], done: OnScored) -> None:
         self._answer(Requests(pairs=pairs), len(pairs))
-        Journaled(_Silent(self), self.journal).score(pairs, done)
+        Journaled(_Answered(self), self.journal).score(pairs, done)
 
     def say(self, asks: list[Ask], how: How, done: OnSaid) -> None:
         self._answer(Requests(asks=asks, how=how), len(asks))
-        Journaled(_Silent(self), self.journal).say(asks, how, done)
+        Journaled(_Answered(self), self.journal).say(asks, how, done)
 
     def close(self) -> None:
         """End the ranks."""
@@ -122,7 +122,7 @@ class RankedEngine:
         self.journal.load()
 
 
-class _Silent:
+class _Answered:
     """What stands behind the journal once all ranks have answered: nothing should be asked any more."""
 
     def __init__(self, engine: RankedEngine) -> None:

@@ -243,4 +243,5 @@ def head_size(config) -> int:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a tensor did not fit, on an accelerator or on the host."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    said = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in said)

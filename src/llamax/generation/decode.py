@@ -9,6 +9,7 @@ neighbours or on `batch_size` (in fp32; lower precisions round differently per b
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import islice
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ from llamax.generation.attention import (
     out_of_memory,
     shared_attention,
 )
-from llamax.generation.prefixes import alike, group_by_prefix
+from llamax.generation.prefixes import PRICE, alike, group_by_prefix
 from llamax.progress import Progress
 
 REFILL_SHARE = 0.125  # of the batch: so many places are free before new prompts come in, for their batch's sake
@@ -95,11 +96,15 @@ def generate(
         batch_size: at most so many rows; fewer if their keys and values would not fit into memory.
         on_answer: called with a prompt's number and its answer as soon as it is there.
 
-    Raises: ParameterError: an empty prompt, one that fills the model's window, or a setting out of range.
+    Raises: ParameterError: an empty prompt, one that fills the model's window, a setting out of range, or not as many
+        places as prompts.
         ModelError: logits that are not numbers.
     """
     window = model.config.max_position_embeddings
     _check(prompts, window, max_new_tokens, temperature, top_p)
+    places = range(len(prompts)) if places is None else places
+    if len(places) != len(prompts):
+        raise ParameterError(f"places: {len(places)} for {len(prompts)} prompts; need one for each")
     settings = Settings(_stops(tokenizer, stop_ids, stop_strings), max_new_tokens, window, temperature, top_p, seed)
     answers: list[Generated | None] = [None] * len(prompts)
     with shared_attention(model), Progress(len(prompts), "generate", shown=progress) as bar:
@@ -110,21 +115,26 @@ def generate(
                 on_answer(number, answer)
             bar.advance(1)
 
-        for members, shared in group_by_prefix(prompts):
+        # A group decodes by itself, its last rows in a batch that no other group's prompts refill.
+        for members, shared in group_by_prefix(prompts, PRICE + step_price(model) * max_new_tokens):
             prefix = encode_prefix(model, prompts[members[0]][:shared]) if shared else None
             own = {number: prompts[number][shared:] for number in members}
-            for part in _alike(own, settings, shared):
-                queue = deque(_Answer(n, own[n], (places or range(len(prompts)))[n], settings, shared) for n in part)
+            for part in _alike(own, settings, shared, batch_size):
+                queue = deque(_Answer(n, own[n], places[n], settings, shared) for n in part)
                 _Decoder(model, tokenizer, settings, prefix, batch_size, done).run(queue)
     return answers
 
 
-def _alike(own: dict[int, list[int]], settings: Settings, shared: int) -> list[list[int]]:
-    """Prompts' numbers, longest first, cut where they need much less room than the first of their part."""
+def _alike(own: dict[int, list[int]], settings: Settings, shared: int, batch_size: int) -> list[list[int]]:
+    """Prompts' numbers, longest first, cut where they need much less room than the first of their part.
+
+    A part is a full batch at least, for it decodes by itself.
+    """
     parts: list[list[int]] = []
     for number in sorted(own, key=lambda number: -len(own[number])):
         need = _room(len(own[number]), settings, shared)
-        if not parts or need < SHRINK * _room(len(own[parts[-1][0]]), settings, shared):
+        full = parts and len(parts[-1]) >= batch_size
+        if not parts or (full and need < SHRINK * _room(len(own[parts[-1][0]]), settings, shared)):
             parts.append([])
         parts[-1].append(number)
     return parts
@@ -161,14 +171,16 @@ class _Answer:
     """One prompt on its way: what it has said so far, and why it ended."""
 
     def __init__(self, number: int, prompt: list[int], place: int, settings: Settings, shared: int) -> None:
-        self.number, self.prompt, self.place = number, prompt, place
+        self.number, self.prompt = number, prompt
         self.limit = _room(len(prompt), settings, shared) - len(prompt)
         self.said: list[int] = []
         self.finish = ""
-        self.draws: torch.Tensor | None = None
-        if settings.temperature > 0:
-            own = torch.Generator().manual_seed((settings.seed * 1_000_003 + place) % 2**63)
-            self.draws = torch.rand(settings.max_new_tokens, generator=own)
+        self.seed = seed_of(settings.seed, place)
+
+    @cached_property
+    def draws(self) -> torch.Tensor:
+        """A number in [0, 1) for each token that may be sampled. Made when first asked for: a queue can be long."""
+        return torch.rand(self.limit, generator=torch.Generator().manual_seed(self.seed))
 
     def accept(self, token: int, stops: Stops) -> None:
         """The next token: said, unless it ends the answer."""
@@ -207,8 +219,9 @@ class _Decoder:
                 if size == 1 or not out_of_memory(error):
                     raise
                 size //= 2
-            # What memory ran out on starts again, first.
-            queue.extendleft(answer.restart() for answer in reversed(self.rows) if answer and not answer.finish)
+            # What memory ran out on starts again, before the rest of the queue, none of which is longer.
+            untold = [answer.restart() for answer in self.rows if answer]
+            queue.extendleft(sorted(untold, key=lambda answer: len(answer.prompt)))
             self.rows, self.room = [], None
             torch.cuda.empty_cache()
 
@@ -295,10 +308,29 @@ class _Decoder:
         self.rows = [self.rows[place] for place in places]
 
     def _finished(self, answer: _Answer) -> Generated:
-        text = self.tokenizer.decode(answer.said, skip_special_tokens=True)
-        for string in self.settings.stops.strings:
-            text = text.split(string)[0]
+        text = text_of(self.tokenizer, answer.said, self.settings.stops.strings)
         return Generated(text, answer.said, answer.finish)
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop_strings: Sequence[str]) -> str:
+    """An answer's text: without special tokens, up to the first stop string."""
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    for string in filter(None, stop_strings):
+        text = text.split(string)[0]
+    return text
+
+
+def seed_of(seed: int, place: int) -> int:
+    """Seed of the generator that draws the sample at `place`."""
+    return (seed * 1_000_003 + place) % 2**63
+
+
+def step_price(model: PreTrainedModel) -> int:
+    """Tokens that could be encoded in the time that a small batch's step takes more than its share of a full one's.
+
+    An accelerator takes nearly as long for two rows as for a full batch.
+    """
+    return 4 if model.device.type == "cpu" else 512
 
 
 def tokens_that_fit(model: PreTrainedModel) -> int:
@@ -307,6 +339,7 @@ def tokens_that_fit(model: PreTrainedModel) -> int:
     each = 2 * config.num_hidden_layers * config.num_key_value_heads * head_size(config) * model.dtype.itemsize
     free = HOST_BYTES
     if model.device.type == "cuda":
+        torch.cuda.empty_cache()  # what earlier work left in torch's own cache is free for us
         free = int(DEVICE_SHARE * torch.cuda.mem_get_info(model.device)[0])
     return free // each
 

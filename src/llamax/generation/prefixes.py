@@ -37,32 +37,35 @@ def common_prefix(a: list[int], b: list[int]) -> int:
     return int(unequal[0]) if len(unequal) else n
 
 
-def group_by_prefix(sequences: list[list[int]]) -> list[Group]:
+def group_by_prefix(sequences: list[list[int]], price: int | None = None) -> list[Group]:
     """Partition sequences into groups with a shared prefix, and a last group of all that share nothing that pays.
 
     A prefix is always shorter than each of its sequences: the last token stays out of it.
+
+    price: tokens that a group must save to be worth a batch of its own; `PRICE` where none is given.
     """
     order = sorted(range(len(sequences)), key=lambda i: sequences[i])
     pairs = pairwise(order)
     shared = np.array(
         [min(common_prefix(sequences[a], sequences[b]), len(sequences[a]) - 1, len(sequences[b]) - 1) for a, b in pairs]
     )
-    found = [Group(order[start:end], prefix) for start, end, prefix in _best(shared, 0, len(order)).groups]
+    best = _best(shared, 0, len(order), PRICE if price is None else price)
+    found = [Group(order[start:end], prefix) for start, end, prefix in best.groups]
     grouped = {member for group in found for member in group.members}
     alone = [member for member in range(len(sequences)) if member not in grouped]
     return [*found, *([Group(alone, 0)] if alone else [])]
 
 
-def _best(shared: np.ndarray, start: int, end: int) -> Choice:
+def _best(shared: np.ndarray, start: int, end: int, price: int) -> Choice:
     """The best groups among sorted sequences `start` to `end`; `shared[i]` is what i and i + 1 have in common."""
     between = shared[start : end - 1]
-    if not len(between) or between.max() * len(between) <= PRICE:
+    if not len(between) or between.max() * len(between) <= price:
         return Choice(0, [])
     common = int(between.min())
-    whole = common * len(between) - PRICE if common >= SHORTEST else 0
+    whole = common * len(between) - price if common >= SHORTEST else 0
     cuts = start + 1 + np.nonzero(between <= common * 1.1 + STEP)[0]
     edges = [start, *cuts.tolist(), end]
-    parts = [_best(shared, a, b) for a, b in pairwise(edges)]
+    parts = [_best(shared, a, b, price) for a, b in pairwise(edges)]
     saved = sum(part.saved for part in parts)
     if whole >= saved:
         return Choice(whole, [(start, end, common)] if whole > 0 else [])

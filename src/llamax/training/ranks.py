@@ -93,6 +93,8 @@ def _command(module: str, job_file: Path, where: Placement) -> list[str]:
         runner = ["deepspeed.launcher.runner", "--hostfile", where.hostfile, "--master_port", str(port)]
         return python + runner + worker
     visible = [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]  # or UUIDs
+    if 0 < len(visible) < where.ranks:
+        raise LaunchError(f"{where.ranks} ranks asked, but CUDA_VISIBLE_DEVICES={','.join(visible)} shows fewer")
     devices = visible[: where.ranks] or list(range(where.ranks))
     world = base64.urlsafe_b64encode(json.dumps({"localhost": devices}).encode()).decode()
     launcher = ["deepspeed.launcher.launch", f"--world_info={world}", "--master_addr=127.0.0.1"]
