@@ -100,6 +100,26 @@ def test_the_edges_of_the_window_are_lm_evals_own(peers, tiny_model, tiny_tokeni
     assert ours.generate_until(asked) == theirs.generate_until(asked)
 
 
+def test_what_fits_to_the_last_token_is_asked(tiny_model, tiny_tokenizer):
+    """A choice's last token is not looked at by the model; an answer's last token has a place in the window."""
+    context, choice = (len(tiny_tokenizer.encode(text)) for text in ("Question:", " 42"))
+
+    def asked(kind, arguments, window):
+        tiny_model.config.max_position_embeddings = window
+        backend = Backend.of(tiny_model, tiny_tokenizer)
+        made = requests(kind, [arguments])
+        made[0].task_name = "a_task"
+        return getattr(backend, kind)(made)
+
+    for kind, arguments, need in [
+        ("loglikelihood", ("Question:", " 42"), context + choice - 1),
+        ("generate_until", ("Question:", {"until": ["e"], "max_gen_toks": 5}), context + 5),
+    ]:
+        assert len(asked(kind, arguments, need)) == 1
+        with pytest.raises(ModelError, match=rf"window of {need - 1}: a_task/\S+ \({need}\)"):
+            asked(kind, arguments, need - 1)
+
+
 def test_a_continuation_longer_than_the_window_is_named(peers):
     request = requests("loglikelihood", [("Question:", " hello" * 300)])
     request[0].task_name = "a_task"
