@@ -452,3 +452,15 @@ def run_beside(first, second, tasks):
             harness.respond(backend, parts)
         tables.append(pd.DataFrame([row for part in parts for row in outcomes(part)]))
     return tables
+
+
+def test_a_sample_is_drawn_by_its_item_and_number_whatever_else_is_asked(peers):
+    """Two samples of an item differ, and are the same two when the item is asked alone."""
+    settings = {"until": [], "max_gen_toks": 12, "do_sample": True, "temperature": 1.0}
+
+    def asked(item, sample):
+        return Instance("generate_until", {}, ("Question: what is 12?", settings), sample, ("task", item, 1))
+
+    whole = peers[0].generate_until([asked(item, sample) for item in range(3) for sample in range(2)])
+    assert len(set(whole)) == 6
+    assert peers[0].generate_until([asked(2, 1), asked(1, 0)]) == [whole[5], whole[2]]

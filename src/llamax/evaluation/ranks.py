@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llamax.config import Config
 from llamax.errors import LaunchError
-from llamax.evaluation.engines import Ask, How, OnSaid, OnScored, TorchEngine
+from llamax.evaluation.engines import Ask, Engine, How, OnSaid, OnScored, TorchEngine
 from llamax.evaluation.journal import Journal, Journaled
 from llamax.files import write_atomic
 from llamax.generation.score import Pair
@@ -172,16 +172,21 @@ def main(job_file: str) -> None:
         loaded.model.to(device_of_rank())
         journal = Journal(Path(shared.journal), shared.identity, writer=str(rank))
         engine = Journaled(TorchEngine(*loaded, batch_size=shared.batch_size), journal)
-        number = 0
-        while (file := _next(folder, number)) is not None:
-            requests = Requests.parse(json.loads(file.read_text()), str(file))
-            if requests.pairs:
-                engine.score(part_of_pairs(requests.pairs, rank, ranks), _nothing)
-            if requests.asks:
-                asks = part_of_asks([Ask(*ask) for ask in requests.asks], rank, ranks)
-                engine.say(asks, How(*requests.how), _nothing)
-            write_atomic(folder / f"done-{number}-{rank}", "")
-            number += 1
+        answer_lists(folder, engine, rank, ranks)
+
+
+def answer_lists(folder: Path, engine: Engine, rank: int, ranks: int) -> None:
+    """Answer this rank's part of every list that comes, and say so, until told to stop."""
+    number = 0
+    while (file := _next(folder, number)) is not None:
+        requests = Requests.parse(json.loads(file.read_text()), str(file))
+        if requests.pairs:
+            engine.score(part_of_pairs(requests.pairs, rank, ranks), _nothing)
+        if requests.asks:
+            asks = part_of_asks([Ask(*ask) for ask in requests.asks], rank, ranks)
+            engine.say(asks, How(*requests.how), _nothing)
+        write_atomic(folder / f"done-{number}-{rank}", "")
+        number += 1
 
 
 def _nothing(*_) -> None:
