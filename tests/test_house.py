@@ -184,3 +184,9 @@ def test_what_a_page_links_to_is_there(name):
     text = (ROOT / name).read_text()
     links = [target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
     assert [target for target in links if target and not (ROOT / target).exists()] == []
+
+
+def test_no_two_test_files_have_one_name():
+    """pytest imports them by name alone, and reads only the first of two."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert sorted(names) == sorted(set(names))
