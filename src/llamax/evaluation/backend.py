@@ -80,7 +80,7 @@ class Backend(TemplateLM):
 
     def _check(self, requests: list[Instance], lengths: list[int]) -> None:
         """Raises: ModelError that names the items that need more tokens than the window has."""
-        check_window([f"{request.task_name}/{request.doc_id}" for request in requests], lengths, self.max_length)
+        check_window([item_of(request) for request in requests], lengths, self.max_length)
 
     def _loglikelihood_tokens(self, requests: list, **kwargs: Any) -> list[tuple[float, bool]]:
         """Score `(text pair, context ids, continuation ids)`; too long a context loses its beginning."""
@@ -151,7 +151,12 @@ class Backend(TemplateLM):
         return [said[number] for number in range(len(asks))]
 
 
+def item_of(request: Instance) -> str:
+    """Id of the item that a request belongs to."""
+    return f"{request.task_name}/{request.doc_id}"
+
+
 def place_of(request: Instance) -> int:
     """A number for a request's item and sample, the same whatever else is asked: sampled answers are drawn by it."""
-    name = f"{request.task_name}/{request.doc_id}/{request.idx}"
+    name = f"{item_of(request)}/{request.idx}"
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llamax.errors import DataError, ModelError, ParameterError
 from llamax.evaluation import definitions
-from llamax.evaluation.backend import Backend
+from llamax.evaluation.backend import Backend, item_of
 from llamax.evaluation.definitions import Benchmark, Settings, describe, find, headline, label, metric_name
 from llamax.evaluation.questions import template
 from llamax.versions.measured import ITEM_COLUMNS, Measured, item_set
@@ -248,11 +248,6 @@ def _check_answer(task: Task, doc: dict[str, Any], item: str) -> None:
     for answer in right if isinstance(right, list) else [right]:
         if not (answer in choices if isinstance(answer, str) else 0 <= answer < len(choices)):
             raise DataError(f"{item}: its right answer {answer!r} is none of the {len(choices)} options")
-
-
-def item_of(request: Instance) -> str:
-    """Id of the item that a request belongs to."""
-    return f"{request.task_name}/{request.doc_id}"
 
 
 # -- answers ----------------------------------------------------------------------------------------------------------

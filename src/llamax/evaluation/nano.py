@@ -20,7 +20,7 @@ Scoring
 
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -31,7 +31,7 @@ from llamax.data.conversation import Conversation, Message
 from llamax.data.render import render, render_prompt
 from llamax.data.templates import Template, get_template
 from llamax.data.world.functions import Function, functions
-from llamax.data.world.items import WorldItem
+from llamax.data.world.items import WorldItem, test_items
 from llamax.data.world.phrases import code_request
 from llamax.errors import ParameterError
 from llamax.evaluation.code_check import check
@@ -158,6 +158,14 @@ def _say(model: PreTrainedModel, form: Form, items: list[WorldItem], batch_size:
 def _request(item: WorldItem) -> str:
     """The item as a user would put it."""
     return code_request(item.question) if item.task == "code" else item.question
+
+
+def select(limits: Mapping[str, int | None]) -> list[WorldItem]:
+    """The first `limits[task]` test items of each task named, None for all. Raises: ParameterError: no such task."""
+    if unknown := sorted(limits.keys() - METRICS.keys()):
+        raise ParameterError(f"unknown task {unknown[0]!r}: valid here: {', '.join(METRICS)}")
+    items = test_items()
+    return [item for task, limit in limits.items() for item in [i for i in items if i.task == task][:limit]]
 
 
 def right(item: WorldItem, said: str) -> bool:

@@ -161,14 +161,12 @@ def part_of_asks(asks: list[Ask], rank: int, ranks: int) -> list[Ask]:
 def main(job_file: str) -> None:
     """Answer this rank's part of every list, until told to stop."""
     with rank_of(job_file) as (rank, ranks):
-        import torch
-
         from llamax.models.load import load
+        from llamax.models.precision import DTYPES
 
         folder = Path(job_file).parent
         shared = Shared.parse(json.loads(Path(job_file).read_text()), job_file)
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[shared.precision]
-        loaded = load(shared.model, dtype=dtype, pad_token=shared.pad_token)
+        loaded = load(shared.model, dtype=DTYPES[shared.precision], pad_token=shared.pad_token)
         loaded.model.to(device_of_rank())
         journal = Journal(Path(shared.journal), shared.identity, writer=str(rank))
         engine = Journaled(TorchEngine(*loaded, batch_size=shared.batch_size), journal)

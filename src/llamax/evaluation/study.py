@@ -23,6 +23,7 @@ from llamax.evaluation.config import CANDIDATE, CURRENT, NANO, EvaluationConfig
 from llamax.files import clear_disk_errors, sha256_json, sweep, write_atomic
 from llamax.models.fingerprint import fingerprint
 from llamax.models.load import Loaded, load, load_config, load_tokenizer
+from llamax.models.precision import DTYPES
 from llamax.progress import Progress
 from llamax.runs import Run
 from llamax.runs.records import Metric
@@ -31,7 +32,6 @@ from llamax.training.launch import train
 from llamax.training.loop import count_steps
 from llamax.versions.measured import ITEM_COLUMNS, NOTE, Measured, item_set, note
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 VLLM = {"fp32": "float32", "bf16": "bfloat16"}
 TABLES = ("items", "confidence", "variance")
 
@@ -176,7 +176,7 @@ class Study:
         return found
 
     def _nano_table(self, loaded: Loaded, limits: dict, label: str, **changes) -> pd.DataFrame:
-        chosen = world_items(limits)
+        chosen = nano.select(limits or dict.fromkeys(NANO))
         print(f"{label}: {len(chosen)} items", flush=True)
         return nano.evaluate(*loaded, chosen, protocol="plain", batch_size=self.config.batch_size, **changes)
 
@@ -278,10 +278,3 @@ def ranks() -> int:
     if not wanted.isdigit() or int(wanted) < 1:
         raise ParameterError(f"LLAMAX_RANKS={wanted}: want a number of processes from 1")
     return int(wanted)
-
-
-def world_items(limits: dict[str, int | None]) -> list:
-    """The small world's test items: `limits[task]` of each task named, or all of them where none is."""
-    items = test_items()
-    names = limits or dict.fromkeys(NANO)
-    return [item for task in names for item in [i for i in items if i.task == task][: names[task]]]

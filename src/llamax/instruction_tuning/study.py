@@ -20,14 +20,14 @@ from llamax.data.render import render, render_prompt
 from llamax.data.sources import read
 from llamax.data.templates import get_template
 from llamax.data.world import held_out_texts, test_items
-from llamax.errors import ParameterError
 from llamax.evaluation import nano
 from llamax.files import clear_disk_errors, sweep, write_atomic
 from llamax.generation.decode import generate
 from llamax.generation.score import text_loss
 from llamax.instruction_tuning import analysis
-from llamax.instruction_tuning.config import InstructionTuningConfig
+from llamax.instruction_tuning.config import TASKS, InstructionTuningConfig
 from llamax.models.load import Loaded, load, load_tokenizer
+from llamax.models.precision import DTYPES
 from llamax.models.template import check_template
 from llamax.progress import Progress, progress_over
 from llamax.runs import Run
@@ -188,7 +188,7 @@ class Study:
         spec = self.config.model if arm.method == "base" else str(folder / "model")
         if arm.method != "base":
             check_template(spec, self.template)
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[self.config.evaluation.precision]
+        dtype = DTYPES[self.config.evaluation.precision]
         loaded = load(spec, dtype=dtype, pad_token=self.config.pad_token)
         loaded.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         return loaded
@@ -197,7 +197,7 @@ class Study:
         """Outcomes of the whole suite and of the held-out plain text."""
         wanted = self.config.evaluation
         if wanted.suite == "nano":
-            items = world_items(wanted.limits)
+            items = nano.select({task: wanted.limits.get(task) for task in TASKS["nano"]})
             parts = [
                 nano.evaluate(
                     *loaded,
@@ -259,12 +259,3 @@ class Study:
     def show_answers(self) -> pd.DataFrame:
         """One row per prompt, one column per arm."""
         return self.answers.pivot(index="prompt", columns="arm", values="answer")
-
-
-def world_items(limits: dict[str, int | None]) -> list:
-    """The small world's test items, at most `limits[task]` per task; raises ParameterError for an unknown task."""
-    items = test_items()
-    tasks = list(dict.fromkeys(item.task for item in items))
-    if unknown := sorted(set(limits) - set(tasks)):
-        raise ParameterError(f"evaluation.limits: unknown task {unknown[0]!r}: valid here: {', '.join(tasks)}")
-    return [item for task in tasks for item in [i for i in items if i.task == task][: limits.get(task)]]

@@ -8,6 +8,9 @@ from torch import nn
 Model = TypeVar("Model", bound=nn.Module)
 
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # by the names that parameters use
+
+
 def cast(model: Model, dtype: torch.dtype) -> Model:
     """Turn the parameters of `model` to `dtype`, in place; gives `model`.
 

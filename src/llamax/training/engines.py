@@ -10,12 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from llamax.data.packing import Batch
-from llamax.models.precision import cast
+from llamax.models.precision import DTYPES, cast
 from llamax.training.config import TrainConfig
 from llamax.training.objectives import Objective, ObjectiveModule
 from llamax.training.optimizer import MasterAdamW, parameter_groups
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Engine(Protocol):

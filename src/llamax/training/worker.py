@@ -12,10 +12,9 @@ from transformers.initialization import no_init_weights
 from llamax.data.packing import Rows
 from llamax.errors import TrainingError
 from llamax.files import sweep, write_atomic
-from llamax.models.precision import cast
+from llamax.models.precision import DTYPES, cast
 from llamax.training.checkpoint import seed_everything
 from llamax.training.config import Job, TrainConfig
-from llamax.training.engines import DTYPES
 from llamax.training.history import History, StepMetrics
 from llamax.training.loop import fit
 from llamax.training.lora import apply_lora, merge_lora

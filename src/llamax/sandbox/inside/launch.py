@@ -139,10 +139,8 @@ def _first(order: dict, link: "socket.socket", notes: int) -> None:
             if child == program:
                 link.send(marshal.dumps({"status": status}))
                 os._exit(0)
-    except Failed as error:
-        link.send(marshal.dumps({"mechanism": error.args[0], "error": error.args[1]}))
     except BaseException as error:
-        link.send(marshal.dumps({"mechanism": "", "error": f"{type(error).__name__}: {error}"}))
+        _tell(error, link)
     finally:
         os._exit(1)
 
@@ -167,12 +165,16 @@ def _program(order: dict, link: "socket.socket", notes: int) -> None:
         handles = array.array("i", [] if listener is None else [listener])
         link.sendmsg([marshal.dumps({})], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, handles)] if handles else [])
         os.execve(order["python"], [order["python"], "-P", "-s", "-S", "-B", "-c", order["code"]], order["environment"])
-    except Failed as error:
-        link.send(marshal.dumps({"mechanism": error.args[0], "error": error.args[1]}))
     except BaseException as error:
-        link.send(marshal.dumps({"mechanism": "", "error": f"{type(error).__name__}: {error}"}))
+        _tell(error, link)
     finally:
         os._exit(1)
+
+
+def _tell(error: BaseException, link: "socket.socket") -> None:
+    """Say outside what went wrong, and which mechanism it was."""
+    mechanism, text = error.args if isinstance(error, Failed) else ("", f"{type(error).__name__}: {error}")
+    link.send(marshal.dumps({"mechanism": mechanism, "error": text}))
 
 
 def _place_descriptors(order: dict, link: "socket.socket", notes: int) -> "socket.socket":
