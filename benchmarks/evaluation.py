@@ -8,7 +8,7 @@ lets the peer find its best batch size on a sixth of the requests, then interlea
 the ratio pair by pair. MMLU: three whole subjects of at most 120 questions, those at the quartiles of prompt length, so
 that a prefix is shared by as few questions as in a full run, or fewer. `parity` compares every choice and every text;
 its MMLU items are those of the subjects with the shortest prompts, whole, until there are enough. Each writes
-`<out>/<what>.json` and the same as a table, `<what>.md`.
+`<out>/<what>.json` and the same as a table, `<what>.md`, after each task.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import lm_eval
@@ -82,8 +83,8 @@ def best_size(model, tokenizer, requests: list[Instance]) -> int:
     return min(seconds, key=seconds.get)
 
 
-def speed(model, tokenizer, tasks: list[str], repeats: int) -> dict:
-    """Ratios of the peer's time over ours, task by task."""
+def speed(model, tokenizer, tasks: list[str], repeats: int) -> Iterator[dict]:
+    """Ratios of the peer's time over ours: all that is known so far, after each task."""
     found = {}
     for task in tasks:
         requests = requests_of(task, Settings())
@@ -103,11 +104,11 @@ def speed(model, tokenizer, tasks: list[str], repeats: int) -> dict:
             "items": items, "requests": len(requests), "peer_batch_size": size, "seconds_peer_ours": pairs,
             "ratio": statistics.median(ratios), "lowest": ratios[0], "highest": ratios[-1],
         }  # fmt: skip
-    return found
+        yield found
 
 
-def parity(model, tokenizer, choices: int, texts: int, new_tokens: int) -> dict:
-    """How many items both backends answer alike."""
+def parity(model, tokenizer, choices: int, texts: int, new_tokens: int) -> Iterator[dict]:
+    """How many items both backends answer alike: all that is known so far, after each task."""
     ours, theirs = Backend.of(model, tokenizer), HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8)
     asked, items = [], 0
     for requests in subjects(Settings()):
@@ -115,14 +116,16 @@ def parity(model, tokenizer, choices: int, texts: int, new_tokens: int) -> dict:
             asked.extend(requests)
             items += len({request.doc_id for request in requests})
     found = {"mmlu": compare_choices(asked, timed(ours, asked)[1], timed(theirs, asked)[1])}
+    yield found
     for name in SPEED["truthfulqa"]:
         asked = [r for part in prepare(name, 100, Settings()) for r in part.requests]
         found[name] = compare_choices(asked, timed(ours, asked)[1], timed(theirs, asked)[1])
+        yield found
     asked = [r for part in prepare("gsm8k", texts, Settings(max_new_tokens=new_tokens)) for r in part.requests]
     one, two = timed(ours, asked)[1], timed(theirs, asked)[1]
     same = sum(a == b for a, b in zip(one, two, strict=True))
     found["gsm8k"] = {"items": len(asked), "same_text": same, "new_tokens": new_tokens}
-    return found
+    yield found
 
 
 def compare_choices(requests: list[Instance], ours: list, theirs: list) -> dict:
@@ -187,7 +190,7 @@ def write(out: Path, what: str, model: str, found: dict) -> None:
     (out / f"{what}.json").write_text(json.dumps(whole, indent=1) + "\n")
     rows = {"speed": speed_table, "parity": parity_table}[what](found)
     gpu = on["gpu"] or f"{on['cores']} CPU cores"
-    command = f"`python {' '.join([Path(__file__).name, *sys.argv[1:]])}`"
+    command = f"`python benchmarks/{' '.join([Path(__file__).name, *sys.argv[1:]])}`"
     head = [f"Our backend against lm-eval {on['lm_eval']}'s `hf` backend: {what}. {model}, fp32, {gpu}. {command}", ""]
     text = "\n".join([*head, *rows]) + "\n"
     (out / f"{what}.md").write_text(text)
@@ -208,10 +211,11 @@ def main() -> None:
     model, tokenizer = load(given.model)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     if given.what == "speed":
-        found = speed(model, tokenizer, given.tasks.split(","), given.repeats)
+        steps = speed(model, tokenizer, given.tasks.split(","), given.repeats)
     else:
-        found = parity(model, tokenizer, given.choices, given.texts, given.new_tokens)
-    write(given.out, given.what, given.model, found)
+        steps = parity(model, tokenizer, given.choices, given.texts, given.new_tokens)
+    for found in steps:  # a run of an hour that is cut short keeps what it has measured
+        write(given.out, given.what, given.model, found)
 
 
 if __name__ == "__main__":
