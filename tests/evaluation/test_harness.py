@@ -464,3 +464,14 @@ def test_a_sample_is_drawn_by_its_item_and_number_whatever_else_is_asked(peers):
     whole = peers[0].generate_until([asked(item, sample) for item in range(3) for sample in range(2)])
     assert len(set(whole)) == 6
     assert peers[0].generate_until([asked(2, 1), asked(1, 0)]) == [whole[5], whole[2]]
+
+
+def test_the_nucleus_is_the_one_that_is_asked_for(peers):
+    """A nucleus of the best token alone is greedy, whatever the temperature."""
+    greedy = {"until": [], "max_gen_toks": 12}
+    sampled = greedy | {"do_sample": True, "temperature": 1.0}
+    said = [
+        peers[0].generate_until(requests("generate_until", [("Question: what is 12?", settings)]))
+        for settings in (greedy, sampled | {"top_p": 1e-6}, sampled)
+    ]
+    assert said[0] == said[1] != said[2]

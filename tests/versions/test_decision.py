@@ -20,7 +20,8 @@ from llamax.versions.decision import (
     wide_error,
 )
 from llamax.versions.ladder import Benchmark, ladder
-from llamax.versions.sides import Outcomes, Side
+from llamax.versions.measured import item_set
+from llamax.versions.sides import Outcomes, Side, read_outcomes
 
 RULE = ladder().rule
 
@@ -154,6 +155,30 @@ class TestContamination:
             sides.append(Side(model, None, model, {"b": measured(frame)}, frame))
         (found,) = weigh(*sides, [Benchmark(name="b", title="b")], RULE)
         assert (found.contaminated, found.clean.items) == (7, 993)
+
+
+class TestReading:
+    def test_clusters_and_leaks_are_those_of_their_items_in_whatever_order_rows_come(self):
+        """By their ids item 10 comes before item 2, by their places after it."""
+        table = np.arange(24, dtype=float)[:, None] / 24
+        frame = rows("new", "b", table, leaked=3, subjects=5)
+        for order in (frame, frame.sample(frac=1, random_state=1)):
+            found = read_outcomes(Side("new", None, "new", {"b": measured(frame)}, order), "b")
+            places = [int(item.removeprefix("b/")) for item in found.items]
+            assert places != sorted(places) == list(range(24))
+            assert found.table[:, 0].tolist() == [place / 24 for place in places]
+            assert found.clusters.tolist() == [f"s{place % 5}" for place in places]
+            assert found.contaminated.tolist() == [place < 3 for place in places]
+
+    def test_a_leak_that_any_sample_notes_is_a_leak(self):
+        frame = rows("new", "b", np.ones((4, 3)))
+        frame.loc[(frame["item"] == "b/2") & (frame["sample"] == 1), "contaminated"] = True
+        found = read_outcomes(Side("new", None, "new", {"b": measured(frame)}, frame), "b")
+        assert found.contaminated.tolist() == [False, False, True, False]
+
+
+def test_an_item_set_has_neither_order_nor_number():
+    assert item_set(["b", "a", "b"]) == item_set(["a", "b"]) != item_set(["a"])
 
 
 class TestNeeds:

@@ -339,6 +339,11 @@ class TestRelease:
         found = gate(*pair(GOOD, contamination="unchecked"), version="3.0.1", human=human())
         assert found.missing == ("a contamination check of both models' training data",)
 
+    def test_nor_where_a_single_benchmark_was_not_checked(self, pair, human):
+        of = {"gsm8k": {"contamination": "unchecked"}}
+        found = gate(*pair(GOOD, 1500, of=of), version="3.0.1", human=human())
+        assert found.missing == ("a contamination check of both models' training data",)
+
     def test_a_rung_has_to_be_shown_against_its_baseline_too(self, home, pair, human):
         new, old = pair(GOOD)
         found = gate(new, old, version="3.1.0", human=human())
