@@ -176,6 +176,14 @@ def normal_without_ends(text):
     return re.sub(" +", " ", text).strip()
 
 
+@pytest.mark.parametrize("left_out", OPTIONS)
+def test_the_mended_match_passes_over_only_what_it_is_told_to(left_out):
+    options = {key: value for key, value in OPTIONS.items() if key != left_out}
+    for answer in ("ox", "OX", "ox.", "the ox"):
+        theirs = exact_match_hf_evaluate([answer], ["ox"], **options)["exact_match"]
+        assert exact_match([answer], ["ox"], **options) == {"exact_match": theirs}
+
+
 def test_the_protocols_mend_nothing_else():
     for name in TYPE_A:
         one, other = (definitions.plain(resolved(find(name), Settings(protocol=p))) for p in ("lm-eval", "llamax"))

@@ -216,6 +216,21 @@ def test_the_likeliest_option_is_the_answer(local_data):
     }
 
 
+def test_confidence_is_the_share_of_the_likeliest_option(local_data):
+    """One option at p = 0.4, whichever it is, the three others at 0.1: 0.4 / 0.7."""
+    for best in " A", " B", " D":
+        (part,) = prepare("mmlu_anatomy")
+        answer(part, lambda request, best=best: (float(np.log(0.4 if request.args[1] == best else 0.1)), False))
+        found = list(harness.confidences(part))
+        assert [one[:2] for one in found] == [("mmlu_anatomy", f"mmlu_anatomy/{n}") for n in range(7)]
+        assert [share for _, _, share, _, _ in found] == pytest.approx([4 / 7] * 7)
+        assert [right for *_, right, _ in found] == [n % 4 == "ABCD".index(best.strip()) for n in range(7)]
+    (shared,) = prepare("truthfulqa_mc2", 1)
+    assert list(harness.confidences(answer(shared, lambda request: (-1.0, False)))) == []  # several answers are right
+    (said,) = prepare("gsm8k", 1)
+    assert list(harness.confidences(answer(said, lambda request: " 1"))) == []
+
+
 def test_our_japanese_task_clusters_by_the_subject_of_its_file(local_data):
     (part,) = prepare("jmmlu")
     assert part.requests[4].args == ("目は？\nA. a\nB. b\nC. c\nD. d\n答え：", " A")

@@ -195,6 +195,13 @@ def test_until_ends_it():
     assert result.seconds < 5
 
 
+def test_output_may_be_as_long_as_its_limit(layers):
+    result = execute("print('x' * 99)", Limits(wall=20.0, cpu=5.0, output=100), mechanisms=layers)
+    assert (result.status, result.stdout) == ("ok", "x" * 99 + "\n")
+    result = execute("print('x' * 100)", Limits(wall=20.0, cpu=5.0, output=100), mechanisms=layers)
+    assert (result.status, result.stdout) == ("denied", "x" * 100)
+
+
 def test_channels_are_descriptors_5_and_6():
     (first_out, first_in), (second_out, second_in) = os.pipe(), os.pipe()
     os.write(first_in, b"question")
