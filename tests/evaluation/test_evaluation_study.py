@@ -178,6 +178,15 @@ def test_spread_is_over_settings_on_the_same_items():
     assert row.error == pytest.approx(statistics.mean([1.0, 1.0] + [0.0] * 6).standard_error)
 
 
+def test_the_gain_is_the_candidates_over_the_current_models():
+    right = [1.0] * 6 + [0.0] * 4
+    items = pd.concat(
+        [outcomes(CURRENT, "knowledge", right), outcomes(CANDIDATE, "knowledge", [*right[:6], 1.0, 0, 0, 0])]
+    )
+    table = analysis.gate_table(made(items))
+    assert table.loc["knowledge", "gain"] == pytest.approx(10.0)
+
+
 def test_subjects_are_shown_from_five_items_on():
     clusters = ["five"] * 5 + ["four"] * 4
     table = analysis.by_cluster(

@@ -398,6 +398,11 @@ def test_selection_is_balanced_distinct_and_repeatable(sizes, limit, seed):
     assert select(sizes, None, seed) == {task: list(range(size)) for task, size in sizes.items()}
 
 
+def test_every_item_of_a_stretch_may_be_drawn():
+    drawn = [select({"a": 10}, 2, seed)["a"] for seed in range(200)]
+    assert {first for first, _ in drawn} == set(range(5)) and {second for _, second in drawn} == set(range(5, 10))
+
+
 def test_bad_input_is_one_clear_line(local_data, tiny_model, tiny_tokenizer):
     with pytest.raises(ParameterError, match=r"unknown benchmark 'mmlu_pro': valid are mmlu, humaneval, "):
         evaluate_tasks(tiny_model, tiny_tokenizer, {"mmlu_pro": 2})
@@ -490,3 +495,11 @@ def test_the_nucleus_is_the_one_that_is_asked_for(peers):
         for settings in (greedy, sampled | {"top_p": 1e-6}, sampled)
     ]
     assert said[0] == said[1] != said[2]
+
+
+def test_samples_of_one_number_in_two_tasks_are_drawn_apart(peers):
+    settings = {"until": [], "max_gen_toks": 12, "do_sample": True, "temperature": 1.0}
+    arguments = ("Question: what is 12?", settings)
+    asked = [Instance("generate_until", {}, arguments, 0, (task, 0, 1)) for task in ("one", "two")]
+    first, second = peers[0].generate_until(asked)
+    assert first != second

@@ -8,6 +8,7 @@ from scipy import stats
 from statsmodels.regression.linear_model import OLS
 
 from llamax.errors import GateError
+from llamax.statistics import minimum_detectable_gain, sampling_parts
 from llamax.versions.decision import (
     Comparison,
     compare,
@@ -148,6 +149,13 @@ class TestContamination:
         assert found.clean is None
         assert found.sets() == [found.full]
 
+    def test_a_leak_adds_a_look(self):
+        """The p of "at least a point" lies between 5% / 2 and 5% / 1: of two looks it is no proof, of one it is."""
+        tables = {"b": answers(20_000, 0.006)}
+        (alone,), (leaky,) = weighed(tables), weighed(tables, leaked=10)
+        assert all(0.05 / 2 < one.p_below < 0.05 for one in leaky.sets())
+        assert alone.ruled_out and not leaky.ruled_out
+
     def test_a_leak_on_the_current_side_counts_as_well(self):
         sides = []
         for which, model in enumerate(("new", "old")):
@@ -208,6 +216,18 @@ class TestNeeds:
         power = stats.norm.sf(stats.norm.isf(0.05) - 0.2 / (wide * math.sqrt(20_000 / found.needs.items)))
         assert power == pytest.approx(0.8, abs=0.002)
 
+    def test_the_distance_is_planned_for_as_one_of_all_looks(self):
+        found = weighed({name: answers(20_000, 0.008) for name in ("a", "b")}, total=10**9)[0]
+        wide = 100 * wide_error(found.full.standard_error / 100, 20_000, 0.01)
+        power = stats.norm.sf(stats.norm.isf(0.05 / 2) - 0.2 / (wide * math.sqrt(20_000 / found.needs.items)))
+        assert power == pytest.approx(0.8, abs=0.002)
+
+    def test_as_many_items_as_are_left_are_enough(self):
+        tables = {"b": answers(1000, 0.005)}
+        more = weighed(tables, total=10**6)[0].needs.more
+        for left, exist in ((more, True), (more - 1, False)):
+            assert weighed(tables, total=1000 + left)[0].needs.exist is exist
+
     def test_of_clean_items_more_have_to_be_asked_since_some_will_have_leaked(self):
         after, before = answers(4000, 0.005)
         after[:1000] = np.maximum(after[:1000], np.random.default_rng(0).integers(0, 2, (1000, 1)))
@@ -242,6 +262,16 @@ class TestNeeds:
         (found,) = weighed({"humaneval": (after, before)}, max_new_tokens=1024, temperature=0.8)
         assert found.needs.samples is None
         assert f"endless ones would show {found.full.detectable:.1f} points" in found.needs.words
+
+    def test_what_endless_samples_would_show_is_less_than_what_these_show(self):
+        """Half of the problems are solved or not for good, the others by chance: only the latter's error goes."""
+        rng = np.random.default_rng(1)
+        after, before = answers(400, 0.0, churn=0.3, samples=4)
+        after[200:], before[200:] = (rng.uniform(size=(2, 200, 4)) < 0.5).astype(float)
+        (found,) = weighed({"humaneval": (after, before)}, max_new_tokens=1024, temperature=0.8)
+        floor = 100 * sampling_parts(after, before).floor
+        assert found.needs.samples is None and floor < 0.95 * found.full.standard_error
+        assert f"endless ones would show {minimum_detectable_gain(floor, 399):.1f} points" in found.needs.words
 
     def test_models_that_agree_everywhere_on_few_items_are_undecided_with_a_plan(self):
         before = answers(50, 0.0)[1]

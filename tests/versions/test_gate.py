@@ -173,6 +173,12 @@ class TestRefuses:
         ):
             gate(new, old, rehearse=True, version="3.0.1")
 
+    def test_a_part_of_one_benchmark_is_a_rehearsal_of_all(self, pair):
+        new, old = pair(GOOD, of={"nq_open": {"total": 5000}})
+        with pytest.raises(GateError, match="nq_open: 2000 of 5000 items were asked"):
+            gate(new, old)
+        assert gate(new, old, rehearse=True).state == "rehearsal"
+
     def test_to_rehearse_whole_benchmarks_is_no_rehearsal(self, pair):
         assert not gate(*pair(GOOD), rehearse=True).rehearsal
 
