@@ -569,6 +569,8 @@ class TestCleanSubset:
         ((key, found),) = clean_scores(leaky, outcomes).items()
         assert key == ("m", "b", "acc")
         assert (found.everything.value, found.clean.value, found.flagged.value) == (0.5, 0.0, 1.0)
+        (by_another,) = clean_scores(leaky, outcomes, "ngram_8").values()
+        assert (by_another.clean.n, by_another.flagged.value, by_another.flagged.n) == (1, 2 / 3, 3)
         with pytest.raises(DataError, match="outcomes of item 'b/0', which was not checked"):
             clean_scores(leaky, outcomes.assign(item="b/0"))
         with pytest.raises(DataError, match="lack the column 'metric'"):

@@ -5,6 +5,7 @@ import json
 import re
 import string
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict
@@ -58,6 +59,18 @@ def test_usual_shots_and_those_that_a_definition_fixes():
     assert {name: shots(name) for name in TYPE_A} == dict(zip(TYPE_A, [5, 0, 5, 8, 5, 0, 0], strict=True))
     assert [shots(name, 3) for name in TYPE_A] == [3, 0, 3, 8, 3, 0, 0]
     assert shots("mmlu", 0) == 0 and shots("mmmlu_de_de", 5) == 0 and shots("cmmlu") == 5 and shots("leetcode", 2) == 0
+
+
+def test_sampled_answers_have_the_nucleus_of_lm_evals_own_sampled_task():
+    import lm_eval.tasks
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    file = Path(lm_eval.tasks.__file__).parent / "humaneval" / "humaneval_64.yaml"
+    wanted = load_yaml(file, resolve_func=False)["generation_kwargs"]["top_p"]
+    for name in ("humaneval", "gsm8k"):
+        (config,) = resolved(find(name), Settings(samples=2, temperature=0.8)).values()
+        kwargs = config["generation_kwargs"]
+        assert (kwargs["do_sample"], kwargs["temperature"], kwargs["top_p"]) == (True, 0.8, wanted)
 
 
 # -- beside lm-eval itself --------------------------------------------------------------------------------------------
@@ -163,6 +176,14 @@ def normal_without_ends(text):
     return re.sub(" +", " ", text).strip()
 
 
+@pytest.mark.parametrize("left_out", OPTIONS)
+def test_the_mended_match_passes_over_only_what_it_is_told_to(left_out):
+    options = {key: value for key, value in OPTIONS.items() if key != left_out}
+    for answer in ("ox", "OX", "ox.", "the ox"):
+        theirs = exact_match_hf_evaluate([answer], ["ox"], **options)["exact_match"]
+        assert exact_match([answer], ["ox"], **options) == {"exact_match": theirs}
+
+
 def test_the_protocols_mend_nothing_else():
     for name in TYPE_A:
         one, other = (definitions.plain(resolved(find(name), Settings(protocol=p))) for p in ("lm-eval", "llamax"))
@@ -180,6 +201,7 @@ def test_a_fingerprint_changes_with_what_decides_a_score_and_with_nothing_else(l
     assert prompts_of("gsm8k") != prompts_of("gsm8k", shots=3)
     assert prompts_of("gsm8k") != prompts_of("gsm8k", max_new_tokens=64)
     assert prompts_of("gsm8k") != prompts_of("gsm8k", temperature=0.5)
+    assert prompts_of("gsm8k") != prompts_of("gsm8k", examples_seed=5), "other worked examples are another prompt"
     assert prompts_of("gsm8k", samples=2, temperature=0.5) == prompts_of("gsm8k", temperature=0.5)
     assert prompts_of("gsm8k_cot") != prompts_of("gsm8k_cot", protocol="llamax")
     assert prompts_of("nq_open") != prompts_of("nq_open", protocol="llamax")

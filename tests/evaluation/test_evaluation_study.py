@@ -178,6 +178,56 @@ def test_spread_is_over_settings_on_the_same_items():
     assert row.error == pytest.approx(statistics.mean([1.0, 1.0] + [0.0] * 6).standard_error)
 
 
+def test_the_gain_is_the_candidates_over_the_current_models():
+    right = [1.0] * 6 + [0.0] * 4
+    items = pd.concat(
+        [outcomes(CURRENT, "knowledge", right), outcomes(CANDIDATE, "knowledge", [*right[:6], 1.0, 0, 0, 0])]
+    )
+    table = analysis.gate_table(made(items))
+    assert table.loc["knowledge", "gain"] == pytest.approx(10.0)
+
+
+def test_subjects_are_shown_from_five_items_on():
+    clusters = ["five"] * 5 + ["four"] * 4
+    table = analysis.by_cluster(
+        made(outcomes(CURRENT, "mmlu", [1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0], clusters))
+    )
+    (row,) = table.itertuples()
+    wanted = statistics.wilson(3, 5)
+    assert (row.benchmark, row.cluster, row.n) == ("mmlu", "five", 5)
+    assert (row.value, row.low, row.high) == (wanted.value, wanted.low, wanted.high)
+
+
+def test_subjects_are_judged_by_the_deciding_metric_alone():
+    right = outcomes(CURRENT, "mmlu", [1.0] * 6, ["a"] * 6)
+    study = made(pd.concat([right, right.assign(metric="acc_norm", outcome=0.0)]))
+    (row,) = analysis.by_cluster(study).itertuples()
+    assert (row.value, row.n) == (1.0, 6)
+
+
+def test_calibration_is_told_in_ten_bins_and_by_model():
+    rng = np.random.default_rng(0)
+    study = made(outcomes(CURRENT, "mmlu", [1.0, 0.0]))
+    frames = []
+    for model, shift in ((CURRENT, 0.0), (CANDIDATE, 0.3)):
+        confidence = rng.uniform(0.1, 0.7, 300)
+        right = (rng.random(300) < confidence + shift).astype(float)
+        frame = pd.DataFrame({"model": model, "benchmark": "mmlu", "confidence": confidence, "outcome": right})
+        frames.append(frame)
+    study.confidence = pd.concat(frames)
+    for row, frame in zip(analysis.calibration(study).itertuples(), frames, strict=True):
+        bins = np.ceil(frame.confidence * 10)
+        gaps = (frame.outcome - frame.confidence).groupby(bins).sum().abs()
+        assert (row.model, row.n) == (frame.model.iloc[0], 300)
+        assert row.value == pytest.approx(gaps.sum() / 300)
+
+
+def test_of_the_real_suite_both_types_of_the_gates_benchmarks_are_weighed():
+    study = made(pd.concat([outcomes(CURRENT, name, [1.0, 0.0]) for name in ("mmlu", "leetcode", "gsm8k_cot")]))
+    study.config = study.config.model_copy(update={"suite": "real"})
+    assert [one.name for one in analysis.required(study)] == ["mmlu", "leetcode"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [

@@ -216,6 +216,21 @@ def test_the_likeliest_option_is_the_answer(local_data):
     }
 
 
+def test_confidence_is_the_share_of_the_likeliest_option(local_data):
+    """One option at p = 0.4, whichever it is, the three others at 0.1: 0.4 / 0.7."""
+    for best in " A", " B", " D":
+        (part,) = prepare("mmlu_anatomy")
+        answer(part, lambda request, best=best: (float(np.log(0.4 if request.args[1] == best else 0.1)), False))
+        found = list(harness.confidences(part))
+        assert [one[:2] for one in found] == [("mmlu_anatomy", f"mmlu_anatomy/{n}") for n in range(7)]
+        assert [share for _, _, share, _, _ in found] == pytest.approx([4 / 7] * 7)
+        assert [right for *_, right, _ in found] == [n % 4 == "ABCD".index(best.strip()) for n in range(7)]
+    (shared,) = prepare("truthfulqa_mc2", 1)
+    assert list(harness.confidences(answer(shared, lambda request: (-1.0, False)))) == []  # several answers are right
+    (said,) = prepare("gsm8k", 1)
+    assert list(harness.confidences(answer(said, lambda request: " 1"))) == []
+
+
 def test_our_japanese_task_clusters_by_the_subject_of_its_file(local_data):
     (part,) = prepare("jmmlu")
     assert part.requests[4].args == ("目は？\nA. a\nB. b\nC. c\nD. d\n答え：", " A")
@@ -383,6 +398,11 @@ def test_selection_is_balanced_distinct_and_repeatable(sizes, limit, seed):
     assert select(sizes, None, seed) == {task: list(range(size)) for task, size in sizes.items()}
 
 
+def test_every_item_of_a_stretch_may_be_drawn():
+    drawn = [select({"a": 10}, 2, seed)["a"] for seed in range(200)]
+    assert {first for first, _ in drawn} == set(range(5)) and {second for _, second in drawn} == set(range(5, 10))
+
+
 def test_bad_input_is_one_clear_line(local_data, tiny_model, tiny_tokenizer):
     with pytest.raises(ParameterError, match=r"unknown benchmark 'mmlu_pro': valid are mmlu, humaneval, "):
         evaluate_tasks(tiny_model, tiny_tokenizer, {"mmlu_pro": 2})
@@ -464,3 +484,22 @@ def test_a_sample_is_drawn_by_its_item_and_number_whatever_else_is_asked(peers):
     whole = peers[0].generate_until([asked(item, sample) for item in range(3) for sample in range(2)])
     assert len(set(whole)) == 6
     assert peers[0].generate_until([asked(2, 1), asked(1, 0)]) == [whole[5], whole[2]]
+
+
+def test_the_nucleus_is_the_one_that_is_asked_for(peers):
+    """A nucleus of the best token alone is greedy, whatever the temperature."""
+    greedy = {"until": [], "max_gen_toks": 12}
+    sampled = greedy | {"do_sample": True, "temperature": 1.0}
+    said = [
+        peers[0].generate_until(requests("generate_until", [("Question: what is 12?", settings)]))
+        for settings in (greedy, sampled | {"top_p": 1e-6}, sampled)
+    ]
+    assert said[0] == said[1] != said[2]
+
+
+def test_samples_of_one_number_in_two_tasks_are_drawn_apart(peers):
+    settings = {"until": [], "max_gen_toks": 12, "do_sample": True, "temperature": 1.0}
+    arguments = ("Question: what is 12?", settings)
+    asked = [Instance("generate_until", {}, arguments, 0, (task, 0, 1)) for task in ("one", "two")]
+    first, second = peers[0].generate_until(asked)
+    assert first != second

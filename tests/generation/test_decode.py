@@ -357,3 +357,32 @@ def test_a_sliding_window_is_refused(tiny_model, tiny_tokenizer):
     tiny_model.config.sliding_window = 16
     with pytest.raises(ModelError, match="sliding-window"):
         generate(tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=2)
+
+
+def test_a_text_ends_at_the_first_of_several_stop_strings(tiny_tokenizer):
+    ids = tiny_tokenizer.encode("one two three", add_special_tokens=False)
+    for strings in ((" two", " three"), (" three", " two"), ("", " two")):
+        assert decode.text_of(tiny_tokenizer, ids, strings) == "one"
+
+
+def test_the_tail_that_is_looked_at_holds_stop_strings_of_many_bytes_a_letter(tiny_tokenizer):
+    string = "日本語" * 5
+    ids = tiny_tokenizer.encode("x " * 30 + string, add_special_tokens=False)
+    tail = decode._stops(tiny_tokenizer, (), ("ab", string)).tail
+    assert tail < len(ids)
+    assert string in tiny_tokenizer.decode(ids[-tail:])
+
+
+def test_a_stop_string_that_the_last_token_completes_is_a_stop(tiny_model, tiny_tokenizer):
+    def said(length, **more):
+        (answer,) = generate(tiny_model, tiny_tokenizer, PROMPTS[:1], max_new_tokens=length, temperature=1.0, **more)
+        return answer
+
+    whole = tiny_tokenizer.decode(said(6).token_ids)
+    ids = said(20, stop_strings=[whole]).token_ids
+    assert said(len(ids)).finish == "length"
+    assert said(len(ids), stop_strings=[whole]) == ("", ids, "stop")
+
+
+def test_no_two_places_and_seeds_draw_alike():
+    assert len({decode.seed_of(seed, place) for seed in range(10) for place in range(100)}) == 1000

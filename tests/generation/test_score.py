@@ -121,3 +121,21 @@ def test_text_loss_of_packed_rows_equals_the_loss_of_each_text(tiny_model, tiny_
     assert loss.tokens == loss.input_tokens.sum() == rows.mask.sum()
     assert loss.nats == pytest.approx(expected.sum(), rel=1e-5)
     assert loss.nats / loss.tokens == pytest.approx(math.log(512), rel=0.1)
+
+
+def test_a_text_may_fill_the_window_but_for_its_last_token(tiny_model, tiny_tokenizer):
+    context, choice = [1 + n % 400 for n in range(255)], [2, 3]  # 256 tokens are looked at, the 257th is predicted only
+    ((found,),) = choice_logprobs(tiny_model, tiny_tokenizer, [(context, [choice])])
+    assert found == pytest.approx(naive(tiny_model, context, choice)[0], abs=1e-4)
+
+
+def test_text_loss_is_the_same_however_many_rows_are_read_at_once(tiny_model, tiny_tokenizer, monkeypatch):
+    from llamax.data.packing import plain_text_rows
+
+    rows = plain_text_rows([f"text {n} " * (n + 2) for n in range(12)], tiny_tokenizer, length=64)
+    whole = text_loss(tiny_model, rows, tiny_tokenizer.pad_token_id)
+    monkeypatch.setattr(score, "batch_tokens", lambda model: 2 * rows.length)
+    assert len(rows) > 4  # three batches and more
+    parts = text_loss(tiny_model, rows, tiny_tokenizer.pad_token_id)
+    np.testing.assert_allclose(parts.input_nats, whole.input_nats, rtol=1e-5)
+    np.testing.assert_array_equal(parts.input_tokens, whole.input_tokens)

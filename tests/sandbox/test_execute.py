@@ -195,6 +195,19 @@ def test_until_ends_it():
     assert result.seconds < 5
 
 
+def test_output_may_be_as_long_as_its_limit(layers):
+    result = execute("print('x' * 99)", Limits(wall=20.0, cpu=5.0, output=100), mechanisms=layers)
+    assert (result.status, result.stdout) == ("ok", "x" * 99 + "\n")
+    result = execute("print('x' * 100)", Limits(wall=20.0, cpu=5.0, output=100), mechanisms=layers)
+    assert (result.status, result.stdout) == ("denied", "x" * 100)
+
+
+def test_a_program_that_does_not_mind_the_signal_is_still_out_of_cpu_time():
+    program = "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass"
+    result = execute(program, Limits(wall=30.0, cpu=1.0))
+    assert (result.status, result.detail) == ("timeout", "more than 1 s of CPU time")
+
+
 def test_channels_are_descriptors_5_and_6():
     (first_out, first_in), (second_out, second_in) = os.pipe(), os.pipe()
     os.write(first_in, b"question")

@@ -57,6 +57,13 @@ def test_alpha_by_simulation():
     assert krippendorff_alpha([[1, 2, 3], [1, 2, 3]]).value == 1
 
 
+def test_the_interval_of_alpha_is_as_wide_as_its_confidence_says():
+    ratings = np.random.default_rng(7).integers(0, 2, (3, 400))
+    for confidence, errors in ((0.95, 1.960), (0.5, 0.674)):
+        found = krippendorff_alpha(ratings, confidence=confidence)
+        assert (found.high - found.low) / (2 * found.standard_error) == pytest.approx(errors, rel=0.1)
+
+
 def test_alpha_of_bad_input():
     with pytest.raises(ParameterError, match="ratings \\[raters, units\\], found 1 dim"):
         krippendorff_alpha([1, 2])
@@ -128,6 +135,18 @@ def test_clusters_widen_the_interval():
     plain, grouped = expected_calibration_error(*thrice), expected_calibration_error(*thrice, clusters)
     assert grouped.error.standard_error > 1.3 * plain.error.standard_error
     assert grouped.error.value == plain.error.value
+
+
+def test_clusters_of_unequal_size_weigh_by_their_items():
+    """One bin and a model that is always too sure: the error is a mean, and so is its standard error."""
+    rng = np.random.default_rng(8)
+    clusters = np.repeat(np.arange(40), np.tile([1, 30], 20))
+    confidence = np.full(len(clusters), 0.9)
+    correct = (rng.random(len(clusters)) < 0.4).astype(float)
+    found = expected_calibration_error(confidence, correct, clusters, bins=1)
+    golden = mean(confidence - correct, clusters)
+    assert found.error.value == pytest.approx(golden.value)
+    assert found.error.standard_error == pytest.approx(golden.standard_error, rel=0.15)
 
 
 def test_brier_score():

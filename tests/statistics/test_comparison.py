@@ -74,6 +74,16 @@ def test_several_samples_show_what_more_of_them_cannot_cure():
     assert compare_outcomes(a, b.mean(1)).standard_error_floor is None
 
 
+def test_what_sampling_leaves_is_clustered_as_the_standard_error_is():
+    """Whole clusters shift together: more samples cure none of that, so nearly all of the error stays."""
+    rng, clusters = np.random.default_rng(2), np.repeat(np.arange(20), 10)
+    shift = np.repeat(rng.choice([0.0, 0.4], 20), 10)
+    a, b = ((rng.random((200, 8)) < (0.3 + move)[:, None]).astype(float) for move in (0 * shift, shift))
+    found, plain = compare_outcomes(a, b, clusters), compare_outcomes(a, b)
+    assert found.standard_error_floor > 0.9 * found.standard_error
+    assert found.standard_error_floor > 1.5 * plain.standard_error_floor
+
+
 @pytest.mark.parametrize(
     ("gain", "n", "margin", "starts", "holds"),
     [

@@ -8,6 +8,7 @@ from scipy import stats
 from statsmodels.regression.linear_model import OLS
 
 from llamax.errors import GateError
+from llamax.statistics import minimum_detectable_gain, sampling_parts
 from llamax.versions.decision import (
     Comparison,
     compare,
@@ -20,7 +21,8 @@ from llamax.versions.decision import (
     wide_error,
 )
 from llamax.versions.ladder import Benchmark, ladder
-from llamax.versions.sides import Outcomes, Side
+from llamax.versions.measured import item_set
+from llamax.versions.sides import Outcomes, Side, read_outcomes
 
 RULE = ladder().rule
 
@@ -147,6 +149,13 @@ class TestContamination:
         assert found.clean is None
         assert found.sets() == [found.full]
 
+    def test_a_leak_adds_a_look(self):
+        """The p of "at least a point" lies between 5% / 2 and 5% / 1: of two looks it is no proof, of one it is."""
+        tables = {"b": answers(20_000, 0.006)}
+        (alone,), (leaky,) = weighed(tables), weighed(tables, leaked=10)
+        assert all(0.05 / 2 < one.p_below < 0.05 for one in leaky.sets())
+        assert alone.ruled_out and not leaky.ruled_out
+
     def test_a_leak_on_the_current_side_counts_as_well(self):
         sides = []
         for which, model in enumerate(("new", "old")):
@@ -154,6 +163,30 @@ class TestContamination:
             sides.append(Side(model, None, model, {"b": measured(frame)}, frame))
         (found,) = weigh(*sides, [Benchmark(name="b", title="b")], RULE)
         assert (found.contaminated, found.clean.items) == (7, 993)
+
+
+class TestReading:
+    def test_clusters_and_leaks_are_those_of_their_items_in_whatever_order_rows_come(self):
+        """By their ids item 10 comes before item 2, by their places after it."""
+        table = np.arange(24, dtype=float)[:, None] / 24
+        frame = rows("new", "b", table, leaked=3, subjects=5)
+        for order in (frame, frame.sample(frac=1, random_state=1)):
+            found = read_outcomes(Side("new", None, "new", {"b": measured(frame)}, order), "b")
+            places = [int(item.removeprefix("b/")) for item in found.items]
+            assert places != sorted(places) == list(range(24))
+            assert found.table[:, 0].tolist() == [place / 24 for place in places]
+            assert found.clusters.tolist() == [f"s{place % 5}" for place in places]
+            assert found.contaminated.tolist() == [place < 3 for place in places]
+
+    def test_a_leak_that_any_sample_notes_is_a_leak(self):
+        frame = rows("new", "b", np.ones((4, 3)))
+        frame.loc[(frame["item"] == "b/2") & (frame["sample"] == 1), "contaminated"] = True
+        found = read_outcomes(Side("new", None, "new", {"b": measured(frame)}, frame), "b")
+        assert found.contaminated.tolist() == [False, False, True, False]
+
+
+def test_an_item_set_has_neither_order_nor_number():
+    assert item_set(["b", "a", "b"]) == item_set(["a", "b"]) != item_set(["a"])
 
 
 class TestNeeds:
@@ -182,6 +215,18 @@ class TestNeeds:
         wide = 100 * wide_error(found.full.standard_error / 100, 20_000, 0.01)
         power = stats.norm.sf(stats.norm.isf(0.05) - 0.2 / (wide * math.sqrt(20_000 / found.needs.items)))
         assert power == pytest.approx(0.8, abs=0.002)
+
+    def test_the_distance_is_planned_for_as_one_of_all_looks(self):
+        found = weighed({name: answers(20_000, 0.008) for name in ("a", "b")}, total=10**9)[0]
+        wide = 100 * wide_error(found.full.standard_error / 100, 20_000, 0.01)
+        power = stats.norm.sf(stats.norm.isf(0.05 / 2) - 0.2 / (wide * math.sqrt(20_000 / found.needs.items)))
+        assert power == pytest.approx(0.8, abs=0.002)
+
+    def test_as_many_items_as_are_left_are_enough(self):
+        tables = {"b": answers(1000, 0.005)}
+        more = weighed(tables, total=10**6)[0].needs.more
+        for left, exist in ((more, True), (more - 1, False)):
+            assert weighed(tables, total=1000 + left)[0].needs.exist is exist
 
     def test_of_clean_items_more_have_to_be_asked_since_some_will_have_leaked(self):
         after, before = answers(4000, 0.005)
@@ -217,6 +262,16 @@ class TestNeeds:
         (found,) = weighed({"humaneval": (after, before)}, max_new_tokens=1024, temperature=0.8)
         assert found.needs.samples is None
         assert f"endless ones would show {found.full.detectable:.1f} points" in found.needs.words
+
+    def test_what_endless_samples_would_show_is_less_than_what_these_show(self):
+        """Half of the problems are solved or not for good, the others by chance: only the latter's error goes."""
+        rng = np.random.default_rng(1)
+        after, before = answers(400, 0.0, churn=0.3, samples=4)
+        after[200:], before[200:] = (rng.uniform(size=(2, 200, 4)) < 0.5).astype(float)
+        (found,) = weighed({"humaneval": (after, before)}, max_new_tokens=1024, temperature=0.8)
+        floor = 100 * sampling_parts(after, before).floor
+        assert found.needs.samples is None and floor < 0.95 * found.full.standard_error
+        assert f"endless ones would show {minimum_detectable_gain(floor, 399):.1f} points" in found.needs.words
 
     def test_models_that_agree_everywhere_on_few_items_are_undecided_with_a_plan(self):
         before = answers(50, 0.0)[1]

@@ -173,6 +173,12 @@ class TestRefuses:
         ):
             gate(new, old, rehearse=True, version="3.0.1")
 
+    def test_a_part_of_one_benchmark_is_a_rehearsal_of_all(self, pair):
+        new, old = pair(GOOD, of={"nq_open": {"total": 5000}})
+        with pytest.raises(GateError, match="nq_open: 2000 of 5000 items were asked"):
+            gate(new, old)
+        assert gate(new, old, rehearse=True).state == "rehearsal"
+
     def test_to_rehearse_whole_benchmarks_is_no_rehearsal(self, pair):
         assert not gate(*pair(GOOD), rehearse=True).rehearsal
 
@@ -337,6 +343,11 @@ class TestRelease:
 
     def test_without_a_contamination_check_nothing_is_released(self, pair, human):
         found = gate(*pair(GOOD, contamination="unchecked"), version="3.0.1", human=human())
+        assert found.missing == ("a contamination check of both models' training data",)
+
+    def test_nor_where_a_single_benchmark_was_not_checked(self, pair, human):
+        of = {"gsm8k": {"contamination": "unchecked"}}
+        found = gate(*pair(GOOD, 1500, of=of), version="3.0.1", human=human())
         assert found.missing == ("a contamination check of both models' training data",)
 
     def test_a_rung_has_to_be_shown_against_its_baseline_too(self, home, pair, human):
