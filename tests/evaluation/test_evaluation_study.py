@@ -28,7 +28,7 @@ class FakeRun:
 
     def __init__(self, folder):
         self.scratch, self.reused = folder, False
-        self.record = type("Record", (), {"key": "k", "parts": {}, "run": "fake"})()
+        self.record = type("Record", (), {"key": "k", "parts": {}, "notes": {}, "run": "fake"})()
         self.metrics, self.tables, self.notes, self.done = {}, {}, {}, False
 
     def metric(self, name, value, **more):
@@ -235,8 +235,16 @@ def test_of_the_real_suite_both_types_of_the_gates_benchmarks_are_weighed():
         ({"limits": {"mmlu": 3}}, "the suite 'nano' has no task 'mmlu'"),
         ({"shots": 3}, "shots has no effect on the suite 'nano'"),
         ({"suite": "real", "limits": {}}, "name the benchmarks to run"),
-        ({"suite": "real", "limits": {"mmlu": 3}, "samples": 4}, "several answers need a temperature"),
+        (
+            {"suite": "real", "limits": {"mmlu": 3}, "variance": {"limits": {}, "wordings": []}, "samples": 4},
+            "several answers need a temperature",
+        ),
         ({"suite": "real", "limits": {"mmlu": 0}}, "greater than 0"),
+        ({"suite": "real", "limits": {"mmlu": 3}}, "variance.limits: 'knowledge' is not among limits: mmlu"),
+        ({"variance": {"wordings": ["nope"]}}, "unknown wording 'nope': valid are as defined, short, bare, polite"),
+        ({"variance": {"wordings": ["short", "short"]}}, "variance.wordings: 'short' is there twice"),
+        ({"tune": None, "candidate": "nano"}, "candidate: it is the model itself"),
+        ({"tune": None, "candidate": ""}, "candidate: should name a model, or be null"),
     ],
 )
 def test_bad_parameters_are_one_clear_line(overrides, says):

@@ -174,6 +174,16 @@ def test_clusters_that_contradict(write):
         pair(one, other)
 
 
+def test_clusters_that_each_file_tells_of_some_items(write):
+    whole = "item,outcome,subject\n1,1,a\n2,0,b\n"
+    some = write("a.jsonl", '{"item": 1, "outcome": 1, "subject": "a"}\n{"item": 2, "outcome": 0}\n')
+    none = write("c.csv", "item,outcome\n1,1\n2,0\n")
+    one, other = read_items(some, CLUSTERED), read_items(write("b.csv", whole), CLUSTERED)
+    assert pair(one, other).clusters == pair(other, one).clusters == ["a", "b"]
+    with pytest.raises(DataError, match=r"2: no cluster in .*a.jsonl nor in .*c.csv"):
+        pair(one, read_items(none))
+
+
 @pytest.fixture
 def measured(home):
     """A run that measured two models on two benchmarks, one of them with two samples an item."""

@@ -12,7 +12,7 @@ from made_up_outcomes import answers, measured, rows
 import llamax
 from llamax import files
 from llamax.runs import begin, keys, parse_parameters
-from llamax.versions.measured import NOTE, note
+from llamax.versions.measured import MODELS, NOTE, note
 
 CONFIG = '''
 """A toy direction."""
@@ -67,11 +67,13 @@ Record = Callable[..., str]
 def record(home: Path) -> Record:
     """Publish a run of models: `record({"model": {benchmark: table}}, profile=..., leaked=..., **changes)` -> its name.
 
-    `of`: benchmark -> changes of its `Measured` alone. `spoil`: what to do to the items last.
+    `of`: benchmark -> changes of its `Measured` alone. `spoil`: what to do to the items last. `hashes`: of models.
     """
     published = []
 
-    def publish(models, *, profile="smol", leaked=0, subjects=0, of=None, spoil=None, bases=None, **changes) -> str:
+    def publish(
+        models, *, profile="smol", leaked=0, subjects=0, of=None, spoil=None, bases=None, hashes=None, **changes
+    ) -> str:
         frames = {m: [rows(m, b, t, leaked=leaked, subjects=subjects) for b, t in d.items()] for m, d in models.items()}
         said = {
             model: [measured(f, **changes | (of or {}).get(f["benchmark"].iloc[0], {})) for f in several]
@@ -83,6 +85,8 @@ def record(home: Path) -> Record:
         run.metric("accuracy", float(items["outcome"].mean()))
         run.items(items if spoil is None else spoil(items))
         run.note(NOTE, note(said))
+        if hashes:
+            run.note(MODELS, hashes)
         done = run.complete()
         published.append(done.run)
         return f"toy/{done.run}"

@@ -158,6 +158,15 @@ class TestRefuses:
         with pytest.raises(GateError, match="are the same model, new-again"):
             gate(again, one)
 
+    def test_one_model_under_two_names(self, record):
+        """A run says `current` and `candidate`; what they are its note of models tells."""
+        hashes = {"candidate": "a" * 64, "current": "a" * 64}
+        new = record({"candidate": tables()}, hashes=hashes)
+        old = record({"current": tables(which=1)}, hashes=hashes)
+        with pytest.raises(GateError, match="are the same model, candidate"):
+            gate(new, old)
+        assert gate(new, record({"current": tables(which=1)}, hashes={"current": "b" * 64})).current.model_hash
+
     def test_a_part_of_a_benchmark_unless_it_is_a_rehearsal(self, pair):
         new, old = pair(GOOD, total=5000)
         with pytest.raises(

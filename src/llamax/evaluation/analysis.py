@@ -186,8 +186,10 @@ def gate_table(study: "Study") -> pd.DataFrame:
 def verdict(study: "Study") -> str:
     """The gate's answer on what was asked, in one sentence; always a rehearsal: `llamax gate` decides."""
     found = evidence(study)
-    if not found:
+    if CANDIDATE not in study.models:
         return "one model: there is nothing to compare"
+    if not found:
+        return "none of the gate's benchmarks was asked: there is nothing to decide"
     return sentence(found, ladder().rule, (), None, True)
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PositiveInt, StrictInt, model_validator
 
 from llamax.config import Parameters
+from llamax.evaluation import wordings
 from llamax.training.config import TrainConfig
 
 Count = Annotated[StrictInt, Field(gt=0)]
@@ -60,6 +61,10 @@ class EvaluationConfig(Parameters):
         """What would not be looked at is refused, not ignored."""
         if self.candidate and self.tune:
             raise ValueError("candidate and tune: the candidate is given, or made by tuning; not both")
+        if self.candidate == self.model:
+            raise ValueError("candidate: it is the model itself: there is nothing to compare")
+        if self.candidate == "":
+            raise ValueError("candidate: should name a model, or be null")
         if self.suite == "nano":
             for name in (*self.limits, *self.variance.limits):
                 if name not in NANO:
@@ -69,9 +74,21 @@ class EvaluationConfig(Parameters):
                 raise ValueError(f"{used[0]} has no effect on the suite 'nano': leave it out")
         elif not self.limits:
             raise ValueError("limits: name the benchmarks to run, such as {mmlu: 100, gsm8k: null}")
+        elif foreign := [name for name in self.variance.limits if name not in self.limits]:
+            raise ValueError(f"variance.limits: {foreign[0]!r} is not among limits: {', '.join(self.limits)}")
+        self._wordings_exist()
         if (self.samples > 1) != (self.temperature > 0):
             raise ValueError("samples and temperature: several answers need a temperature, one answer is greedy")
         return self
+
+    def _wordings_exist(self) -> None:
+        known = wordings.NANO if self.suite == "nano" else wordings.REAL
+        said = self.variance.wordings
+        for name in said:
+            if name not in known:
+                raise ValueError(f"variance.wordings: unknown wording {name!r}: valid are {', '.join(known)}")
+            if said.count(name) > 1:
+                raise ValueError(f"variance.wordings: {name!r} is there twice")
 
     def datasets(self) -> list[str]:
         """Data whose fingerprints enter the run key."""

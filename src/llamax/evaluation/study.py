@@ -30,7 +30,7 @@ from llamax.runs.records import Metric
 from llamax.training.config import Job
 from llamax.training.launch import train
 from llamax.training.loop import count_steps
-from llamax.versions.measured import ITEM_COLUMNS, NOTE, Measured, item_set, note
+from llamax.versions.measured import ITEM_COLUMNS, MODELS, NOTE, Measured, item_set, note
 
 VLLM = {"fp32": "float32", "bf16": "bfloat16"}
 TABLES = ("items", "confidence", "variance")
@@ -89,6 +89,7 @@ class Study:
             for name in ("confidence", "variance", "leaks"):
                 self.run.series(name, getattr(self, name))
             self.run.note(NOTE, note({label: several.values() for label, several in self.measured.items()}))
+            self.run.note(MODELS, {label: fingerprint(spec) for label, spec in self.models.items()})
             self.run.complete()
         return found
 

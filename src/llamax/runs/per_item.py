@@ -125,7 +125,9 @@ def _clusters(first: Items, second: Items, items: list[str]) -> list[str] | None
             count = sum(first.clusters[i] != second.clusters[i] for i in both)
             more = f" ({count} such items)" if count > 1 else ""
             raise DataError(f"item {item!r} is of cluster {one!r} in {first.name}, {other!r} in {second.name}{more}")
-    known = first.clusters or second.clusters
+    known = second.clusters | first.clusters
+    if known and (bare := [item for item in items if item not in known]):
+        raise DataError(f"{_named(bare)}: no cluster in {first.name} nor in {second.name}; name one for every item")
     return [known[item] for item in items] if known else None
 
 

@@ -21,6 +21,8 @@ ITEM_COLUMNS = ["model", "benchmark", "metric", "item", "sample", "outcome", "cl
 
 NOTE = "measured"
 """Name of the record's note: model (as in the items) -> list of `Measured` as mappings; see `note` and `read_note`."""
+MODELS = "models"
+"""Name of the record's note: model (as in the items) -> `fingerprint` of its weights, configuration and tokenizer."""
 
 
 class Measured(Config):

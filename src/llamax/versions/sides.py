@@ -8,7 +8,7 @@ import numpy as np
 from llamax.errors import GateError
 from llamax.runs.records import Record
 from llamax.runs.store import UNRECORDED, Store
-from llamax.versions.measured import ITEM_COLUMNS, NOTE, Measured, item_set, read_note
+from llamax.versions.measured import ITEM_COLUMNS, MODELS, NOTE, Measured, item_set, read_note
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +43,9 @@ class Side(NamedTuple):
 
     @property
     def model_hash(self) -> str | None:
-        """Hash of the model's weights, config and tokenizer as its run key has it, where it has."""
+        """Hash of the model's weights, config and tokenizer as the run noted it, or as its key has it, if either."""
+        if noted := self.record.notes.get(MODELS, {}).get(self.model):
+            return noted
         label = Path(self.model).name if Path(self.model).is_absolute() else self.model
         return self.record.parts.get(f"model {label}")
 

@@ -160,9 +160,7 @@ def read(path: Path) -> Verdict:
             f"{records.shown(path)}: verdict of schema version {version!r}, this llamax reads {SCHEMA_VERSION}"
         )
     if values.pop("seal", None) != files.sha256_json(values):
-        raise GateError(
-            f"{records.shown(path)}: was edited after the gate wrote it: restore it from git, or gate again"
-        )
+        raise GateError(f"{records.shown(path)}: was edited after the gate wrote it: restore it from git, or delete it")
     try:
         verdict = Verdict.model_validate(values)
     except ValidationError as error:
