@@ -11,8 +11,9 @@ from llamax.errors import ModelError, ParameterError
 from llamax.evaluation import analysis, benchmarks, definitions, figures
 from llamax.evaluation.config import CANDIDATE, CURRENT, EvaluationConfig, card_of
 from llamax.evaluation.study import Study
+from llamax.models.fingerprint import fingerprint
 from llamax.runs.parameters import parse_parameters
-from llamax.versions.measured import ITEM_COLUMNS, Measured, item_set
+from llamax.versions.measured import ITEM_COLUMNS, MODELS, Measured, item_set
 
 TRAIN = {"learning_rate": 1e-3, "max_steps": 1, "batch_size": 2, "micro_batch": 2}
 SMALL = {
@@ -76,6 +77,9 @@ def test_the_record_has_every_number_and_its_interval(study):
     study.conclude()
     run = study.run
     assert run.done and json.dumps(run.notes)
+    hashes = run.notes[MODELS]
+    assert hashes == {label: fingerprint(spec) for label, spec in study.models.items()}
+    assert list(hashes) == [CURRENT, CANDIDATE] and hashes[CURRENT] != hashes[CANDIDATE]
     rows = study.items[(study.items.model == CURRENT) & (study.items.benchmark == "knowledge")]
     assert run.metrics["current.knowledge.acc"] == pytest.approx(rows.outcome.mean())
     both = study.items[study.items.benchmark == "knowledge"].pivot(index="item", columns="model", values="outcome")

@@ -11,7 +11,7 @@ from made_up_outcomes import answers, measured, rows
 
 import llamax
 from llamax import files
-from llamax.runs import begin, keys, parse_parameters
+from llamax.runs import begin, parse_parameters
 from llamax.versions.measured import MODELS, NOTE, note
 
 CONFIG = '''
@@ -22,14 +22,13 @@ from llamax.config import Config
 class ToyConfig(Config):
     profile: str
     seed: int = 0
-    bases: tuple[str, ...] = ()
     rate: float = 1.0
 
     def datasets(self):
         return []
 
     def models(self):
-        return list(self.bases)
+        return []
 
 
 CONFIG = ToyConfig
@@ -38,7 +37,7 @@ CONFIG = ToyConfig
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The root of the toy's repository; what a model is called is also its fingerprint."""
+    """The root of the toy's repository."""
     package = tmp_path / "src" / "llamax"
     (package / "toy").mkdir(parents=True)
     (package / "toy" / "__init__.py").write_text('"""A toy direction."""\n')
@@ -52,7 +51,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "constraints.txt").write_text("torch==2.13.0\n")
     monkeypatch.setenv("LLAMAX_HOME", str(tmp_path))
     monkeypatch.setattr(llamax, "__path__", [*llamax.__path__, str(package)])
-    monkeypatch.setattr(keys, "model_fingerprint", lambda spec: files.sha256_json(spec.removesuffix("-again")))
     yield tmp_path
     for name in [name for name in sys.modules if name.split(".")[:2] == ["llamax", "toy"]]:
         del sys.modules[name]
@@ -67,26 +65,24 @@ Record = Callable[..., str]
 def record(home: Path) -> Record:
     """Publish a run of models: `record({"model": {benchmark: table}}, profile=..., leaked=..., **changes)` -> its name.
 
-    `of`: benchmark -> changes of its `Measured` alone. `spoil`: what to do to the items last. `hashes`: of models.
+    `of`: benchmark -> changes of its `Measured` alone. `spoil`: what to do to the items last. `hashes`: of models;
+    unless given, what a model is called, but for `-again`, is the same as its weights.
     """
     published = []
 
-    def publish(
-        models, *, profile="smol", leaked=0, subjects=0, of=None, spoil=None, bases=None, hashes=None, **changes
-    ) -> str:
+    def publish(models, *, profile="smol", leaked=0, subjects=0, of=None, spoil=None, hashes=None, **changes) -> str:
         frames = {m: [rows(m, b, t, leaked=leaked, subjects=subjects) for b, t in d.items()] for m, d in models.items()}
         said = {
             model: [measured(f, **changes | (of or {}).get(f["benchmark"].iloc[0], {})) for f in several]
             for model, several in frames.items()
         }
         items = pd.concat([frame for several in frames.values() for frame in several], ignore_index=True)
-        overrides = {"bases": list(models) if bases is None else bases, "rate": float(len(published) + 1)}
-        run = begin("toy", parse_parameters("toy", profile, 0, overrides))
+        run = begin("toy", parse_parameters("toy", profile, 0, {"rate": float(len(published) + 1)}))
         run.metric("accuracy", float(items["outcome"].mean()))
         run.items(items if spoil is None else spoil(items))
         run.note(NOTE, note(said))
-        if hashes:
-            run.note(MODELS, hashes)
+        named = {model: files.sha256_json(model.removesuffix("-again")) for model in models}
+        run.note(MODELS, named if hashes is None else hashes)
         done = run.complete()
         published.append(done.run)
         return f"toy/{done.run}"

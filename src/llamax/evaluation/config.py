@@ -86,7 +86,7 @@ class EvaluationConfig(Parameters):
         said = self.variance.wordings
         for name in said:
             if name not in known:
-                raise ValueError(f"variance.wordings: unknown wording {name!r}: valid are {', '.join(known)}")
+                raise ValueError(f"variance.wordings: {wordings.unknown(name, known)}")
             if said.count(name) > 1:
                 raise ValueError(f"variance.wordings: {name!r} is there twice")
 

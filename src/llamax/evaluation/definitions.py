@@ -26,7 +26,7 @@ from llamax.config import Config
 from llamax.data.sources import data_folder
 from llamax.errors import DataError, ParameterError
 from llamax.evaluation import benchmarks
-from llamax.evaluation.wordings import AS_DEFINED, REAL
+from llamax.evaluation.wordings import AS_DEFINED, REAL, unknown
 from llamax.files import sha256_json
 
 OURS = Path(__file__).parent / "tasks"
@@ -228,7 +228,7 @@ def resolved(benchmark: Benchmark, settings: Settings) -> dict[str, dict[str, An
     """
     found = {}
     if settings.wording not in REAL:
-        raise ParameterError(f"unknown wording {settings.wording!r}: valid are {', '.join(REAL)}")
+        raise ParameterError(unknown(settings.wording, REAL))
     for task, config in configs(benchmark).items():
         config = REAL[settings.wording](config)
         config["num_fewshot"] = shots_of(benchmark, config, settings)

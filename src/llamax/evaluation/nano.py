@@ -35,7 +35,7 @@ from llamax.data.world.items import WorldItem, test_items
 from llamax.data.world.phrases import code_request
 from llamax.errors import ParameterError
 from llamax.evaluation.code_check import check
-from llamax.evaluation.wordings import AS_DEFINED, NANO
+from llamax.evaluation.wordings import AS_DEFINED, NANO, unknown
 from llamax.generation.decode import generate
 from llamax.generation.score import choice_logprobs
 
@@ -111,7 +111,7 @@ def evaluate(
     if protocol not in ("plain", "chat") or (protocol == "plain" and template is not None):
         raise ParameterError(f"protocol {protocol!r} with template {template!r}: 'plain' has none, 'chat' may have one")
     if wording not in NANO:
-        raise ParameterError(f"unknown wording {wording!r}: valid are {', '.join(NANO)}")
+        raise ParameterError(unknown(wording, NANO))
     chat = (template or get_template("tokenizer", tokenizer)) if protocol == "chat" else None
     form = Form(tokenizer, chat, NANO[wording], temperature, seed)
     said: dict[str, tuple[str, float]] = {}

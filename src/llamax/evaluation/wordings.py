@@ -1,6 +1,6 @@
 """Other ways to put the same question, to see how much of a score is the wording of its prompt."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 Config = dict[str, Any]
@@ -37,3 +37,8 @@ NANO: dict[str, str] = {
     "polite": "Please answer this question. {question}\nAnswer:",
 }
 """Templates of the nano suite's plain protocol; functions to complete stand as they are."""
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """What is wrong with a wording that is none of those `known`."""
+    return f"unknown wording {name!r}: valid are {', '.join(known)}"

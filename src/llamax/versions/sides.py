@@ -1,6 +1,5 @@
 """The two sides of a comparison: read from records that can be trusted, and refused where comparing is not fair."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -43,11 +42,8 @@ class Side(NamedTuple):
 
     @property
     def model_hash(self) -> str | None:
-        """Hash of the model's weights, config and tokenizer as the run noted it, or as its key has it, if either."""
-        if noted := self.record.notes.get(MODELS, {}).get(self.model):
-            return noted
-        label = Path(self.model).name if Path(self.model).is_absolute() else self.model
-        return self.record.parts.get(f"model {label}")
+        """Hash of the model's weights, config and tokenizer, where the run noted it."""
+        return self.record.notes.get(MODELS, {}).get(self.model)
 
 
 class Outcomes(NamedTuple):
