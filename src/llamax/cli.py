@@ -200,6 +200,8 @@ def execute(
     from llamax.sandbox import Limits
     from llamax.sandbox import execute as run_shut_in
 
+    if Path(file).is_dir():
+        raise ParameterError(f"{file}: is a folder; give a Python program, or - for standard input")
     if file != "-" and not Path(file).is_file():
         raise ParameterError(f"{file}: no such file; give a Python program, or - for standard input")
     program = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
@@ -312,6 +314,8 @@ def contamination(
     from llamax.evaluation.contamination import command
 
     named = [name.strip() for name in fields.split(",") if name.strip()]
+    if fields and not named:
+        raise ParameterError(f"--fields {fields!r}: names no field; give some with commas between, or leave it out")
     command.run(source, against, split, named, rule, outcomes=outcomes, json=json, out=out, clean=decontaminate)
 
 
@@ -395,8 +399,11 @@ def human_plan(
     if out is None:
         raise ParameterError("--out is missing: name the folder of the study")
     named = [tuple(pair.split("=", 1)) if "=" in pair else (Path(pair).stem, pair) for pair in answers]
+    before = (out / planning.FILE).is_file()
     study = planning.make_plan(out, named, source=prompts, turns=turns, limit=limit, design=design, seed=seed)
     print("\n".join(planning.describe_plan(study)))
+    if before:
+        print("the plan that was there, by which nobody had voted, is replaced", file=sys.stderr)
     print(f"{out / planning.FILE}: {study.plan.names[0]} (candidate) against {', '.join(study.plan.names[1:])}")
 
 

@@ -646,6 +646,9 @@ class TestCommand:
             (["--against", "nano", "--out", "."], "too, which would be lost"),
             (["--against", "nano", "--outcomes", "gone.parquet"], "gone.parquet: not a run's items.parquet"),
             (["--against", "nano", "--fields", "query"], "line 1 field 'query' is missing"),
+            (["--against", "nano", "--fields", ","], "--fields ',': names no field"),
+            (["--against", "nano", "--split", "test"], "is a file, which has no split 'test'"),
+            (["--against", "nano", "--out", "x", "--decontaminate", "./x"], "named by --out and by --decontaminate"),
         ],
     )
     def test_bad_options_are_one_line(self, leak, tmp_path, monkeypatch, options, says):

@@ -366,7 +366,10 @@ def test_metadata_says_what_the_format_has_no_place_for(toy):
     [
         (lambda text: text.replace("task: toy", "task: other"), r"toy\.yaml: task is 'other', should be 'toy'"),
         (lambda text: text.replace("dataset_path: toy\n", ""), r"toy\.yaml: lacks 'dataset_path'; a definition has"),
-        (lambda text: text.replace("test_split: test\n", ""), "toy: its definition names neither test_split nor"),
+        (
+            lambda text: text.replace("test_split: test\n", ""),
+            r"toy\.yaml: parameter .*test_split is missing, or validation_split",
+        ),
         (
             lambda text: text + "metadata: {headlin: acc}\n",
             r"toy\.yaml, metadata: unknown parameter 'headlin': did you",
@@ -378,8 +381,43 @@ def test_metadata_says_what_the_format_has_no_place_for(toy):
             lambda text: text.replace("{{right}}", "{{wrong}}"),
             r"toy: its template '\{\{wrong\}\}': 'wrong' is undefined; items have question",
         ),
-        (lambda text: text.replace("{{question}}", "{{question"), "toy: its template .* cannot be read"),
+        (
+            lambda text: text.replace("{{question}}", "{{question"),
+            r"toy\.yaml: parameter 'doc_to_text' = .*: the template cannot be read",
+        ),
         (lambda text: text + "  - [", r"toy\.yaml: not a task definition"),
+        (lambda text: "- task", r"toy\.yaml: not a task definition \(Expected YAML dict"),
+        (
+            lambda text: text + "tset_split: test\n",
+            r"toy\.yaml: unknown parameter 'tset_split': did you mean 'test_split'",
+        ),
+        (lambda text: text + "repeats: 3\n", r"toy\.yaml: unknown parameter 'repeats'"),
+        (lambda text: text.replace('doc_to_target: "{{right}}"\n', ""), r"toy\.yaml: lacks 'doc_to_target'"),
+        (lambda text: text.replace('doc_to_choice: "{{options}}"\n', ""), r"toy\.yaml: .*doc_to_choice is missing"),
+        (lambda text: text.replace("multiple_choice", "multiple"), r"toy\.yaml: parameter 'output_type' = 'multiple'"),
+        (
+            lambda text: text.replace("metric: acc", "metric: accc"),
+            r"toy\.yaml: lm-eval has no metric 'accc'; it has acc,",
+        ),
+        (lambda text: text.replace("\n  - metric: acc", " []"), r"toy\.yaml: parameter 'metric_list' = \[\]"),
+        (lambda text: text + "num_fewshot: -1\n", r"toy\.yaml: parameter 'num_fewshot' = -1"),
+        (lambda text: text + "num_fewshot: five\n", r"toy\.yaml: parameter 'num_fewshot' = 'five'"),
+        (lambda text: text + "generation_kwargs: [a]\n", r"toy\.yaml: parameter 'generation_kwargs' = \['a'\]"),
+        (lambda text: text + "generation_kwargs: {max_gen_toks: 0}\n", r"'generation_kwargs.max_gen_toks' = 0"),
+        (lambda text: text + "generation_kwargs: {until: 5}\n", r"toy\.yaml: parameter 'generation_kwargs.until"),
+        (
+            lambda text: text + "filter_list: [{name: x, filter: [{function: regx}]}]\n",
+            r"'filter_list.0.filter.0.function' = 'regx': lm-eval has no such filter; it has .*regex",
+        ),
+        (
+            lambda text: text + "process_docs: !function utils.gone\n",
+            r"toy\.yaml: a !function of it cannot be imported",
+        ),
+        (lambda text: text + "metadata: {shots: -1}\n", r"toy\.yaml, metadata: parameter 'shots' = -1"),
+        (
+            lambda text: text + "metadata: {headline: f1}\n",
+            r"toy\.yaml, metadata: no metric 'f1'; its outcomes are acc",
+        ),
     ],
 )
 def test_a_definition_with_a_fault_is_one_clear_line(toy, change, said):
@@ -401,6 +439,20 @@ def test_a_right_answer_that_is_no_option_is_named(toy, row, said):
     rows[row]["right"] = 7
     write_lines(toy / "toy.jsonl", rows)
     with pytest.raises(DataError, match=said):
+        prepare("toy")
+
+
+def test_a_column_may_stand_for_itself_and_a_function_for_more(toy):
+    """As in lm-eval: without braces a column's name is its value, and `!function` makes the text."""
+    (toy / "tasks" / "utils.py").write_text("def ask(doc):\n    return 'Q: ' + doc['question']\n")
+    for said, first in (("question", "Is 0 even?"), ("!function utils.ask", "Q: Is 0 even?")):
+        (toy / "tasks" / "toy.yaml").write_text(TOY.replace('"{{question}}\\nAnswer:"', said))
+        assert prepare("toy")[0].requests[0].args[0] == first == questions("toy")[0].text
+
+
+def test_clusters_are_looked_for_before_anything_is_asked(toy):
+    (toy / "tasks" / "toy.yaml").write_text(TOY + "metadata: {cluster: kind}\n")
+    with pytest.raises(ParameterError, match="toy: clusters by 'kind'"):
         prepare("toy")
 
 

@@ -295,6 +295,13 @@ def test_seeds_are_asked_where_examples_are_drawn(real, tmp_path):
     assert kinds == {("mmlu_anatomy", "wording"): 2, ("gsm8k", "wording"): 2, ("gsm8k", "seed"): 2}
 
 
+def test_a_benchmark_that_does_not_exist_is_told_before_anything_is_trained(real, tmp_path, monkeypatch):
+    monkeypatch.setattr(Study, "_look_for_leaks", lambda self: pytest.fail("the work has begun"))
+    study = Study(real.model_copy(update={"limits": {"mmmlu_klingon": 3}}), FakeRun(tmp_path / "run"))
+    with pytest.raises(ParameterError, match="unknown benchmark 'mmmlu_klingon'"):
+        study.run_all()
+
+
 def test_a_window_that_cuts_a_prompt_is_an_error_that_names_the_items(real, tmp_path):
     from transformers import AutoConfig
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from llamax.errors import DataError, RunError
-from llamax.runs import begin, parse_parameters
+from llamax.runs import Store, begin, parse_parameters
 from llamax.runs.per_item import Columns, pair, read_items
 
 CLUSTERED = Columns(cluster="subject")
@@ -117,6 +117,11 @@ def test_answers_to_one_item_are_kept_apart(write):
         ("a.jsonl", '{"item": [1], "outcome": 1}\n', r"a.jsonl: line 1: item is \[1\], should be a name"),
         ("a.jsonl", '{"item": NaN, "outcome": 1}\n', "a.jsonl: line 1: item is nan, should be a name"),
         ("a.parquet", "no", "a.parquet: not a Parquet file"),
+        (
+            "a.jsonl",
+            '{"item": 1, "outcome": 1' + "0" * 400 + "}\n",
+            "a.jsonl: line 1: outcome is 1000.*should be a fin",
+        ),
         ("a.tsv", "item\toutcome\n", "a.tsv: wants a name that ends in .csv, .json"),
         ("scores", "item,outcome\n", "scores: wants a name that ends in .csv, .json"),
     ],
@@ -126,6 +131,20 @@ def test_bad_files_are_one_clear_line_with_the_row(write, name, content, says):
     with pytest.raises(DataError, match=says or "no rows in it") as error:
         read_items(name)
     assert "\n" not in str(error.value)
+
+
+def test_parquet_that_cannot_be_said_in_python(write):
+    import pyarrow
+    import pyarrow.parquet
+
+    late = pyarrow.array([2**62], pyarrow.timestamp("us"))
+    pyarrow.parquet.write_table(pyarrow.table({"item": [1], "outcome": [1], "when": late}), "late.parquet")
+    with pytest.raises(DataError, match=r"late\.parquet: row 1 or one of the next cannot be read"):
+        read_items("late.parquet")
+    twice = pyarrow.table([pyarrow.array([n]) for n in (1, 1, 0)], names=["item", "outcome", "outcome"])
+    pyarrow.parquet.write_table(twice, "twice.parquet")
+    with pytest.raises(DataError, match=r"twice\.parquet: has the column 'outcome' twice"):
+        read_items("twice.parquet")
 
 
 def test_what_is_not_there(write, home):
@@ -214,6 +233,20 @@ def test_the_items_of_a_run(measured):
     assert found.clusters["gsm8k/3"] == "c1"
     twice = read_items(f"toy/{measured}:base", where={"benchmark": "humaneval", "metric": "acc"})
     assert twice.outcomes["humaneval/2"] == [0, 1]
+
+
+def test_the_items_file_of_a_run_is_read_like_the_run(measured, home):
+    store = Store()
+    path = str(store.file(store.load(measured), "items.parquet"))
+    for where in ({"benchmark": "gsm8k"}, {"benchmark": "humaneval"}):
+        assert read_items(f"{path}:tuned", where=where)[1:] == read_items(f"{measured}:tuned", where=where)[1:]
+    with pytest.raises(DataError, match=r"rows of 2 benchmarks \(gsm8k, humaneval\): choose with --benchmark"):
+        read_items(f"{path}:tuned")
+
+
+def test_a_choice_that_contradicts_another_is_refused(measured):
+    with pytest.raises(DataError, match="asks for model=base, --where for model=tuned: choose one"):
+        read_items(f"{measured}:base", where={"model": "tuned", "benchmark": "gsm8k"})
 
 
 @pytest.mark.parametrize(

@@ -220,6 +220,10 @@ def test_load_by_name(home):
     assert Store().load(record.run) == Store().load(f"toy/{record.run}") == record
     with pytest.raises(RunError, match=f"no complete run 'nope': there are toy/{record.run}"):
         Store().load("nope")
+    with pytest.raises(
+        RunError, match=r"no complete run 'test-s0-12345678': .*; runs of profile test are never results"
+    ):
+        Store().load("test-s0-12345678")
 
 
 def test_an_altered_or_missing_file_is_not_read(home):

@@ -68,8 +68,9 @@ def test_doctor_where_too_little_is_there(monkeypatch):
 
 
 def test_a_program_that_is_not_there_is_said_in_one_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["llamax", "execute", str(tmp_path / "none.py")])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 2
-    assert "none.py: no such file; give a Python program" in capsys.readouterr().err
+    for name, said in (("none.py", "none.py: no such file; give a Python"), ("", "is a folder; give a Python program")):
+        monkeypatch.setattr("sys.argv", ["llamax", "execute", str(tmp_path / name)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err

@@ -129,6 +129,8 @@ def test_swapping_the_systems_turns_the_signs():
 
 
 def test_bad_input():
+    with pytest.raises(DataError, match="there is only one item: the spread between clusters cannot be known"):
+        compare_outcomes(np.ones((1, 1)), np.zeros((1, 1)), None)
     with pytest.raises(DataError, match="all 2 items are one cluster"):
         compare_outcomes([0, 1], [1, 0], ["a", "a"])
     with pytest.raises(ParameterError, match="margin is a finite number"):

@@ -64,7 +64,7 @@ class TestCompare:
         assert found.standard_error == pytest.approx(100 * stats.sem(after.mean(axis=1) - before.mean(axis=1)))
 
     def test_a_single_cluster_is_refused(self):
-        with pytest.raises(GateError, match=r"b: 3 items in 1 cluster\(s\): no spread can be known"):
+        with pytest.raises(GateError, match=r"b: 3 items in one cluster: no spread can be known"):
             compared([1, 0, 1], [0, 0, 1], ["s", "s", "s"])
 
     def test_what_it_takes_to_pass_is_never_below_what_the_test_shows_nor_below_a_point(self):

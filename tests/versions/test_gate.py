@@ -9,7 +9,7 @@ from made_up_outcomes import NANO, TYPE_A, TYPE_B, answers
 
 from llamax.errors import GateError, LlamaxError, ParameterError, RunError
 from llamax.runs import Store, records
-from llamax.versions import verdicts
+from llamax.versions import show, verdicts
 from llamax.versions.gate import gate
 from llamax.versions.measured import NOTE, item_set
 
@@ -67,6 +67,22 @@ class TestAnswers:
         assert found.sentence == "reject: mmlu gains less than 1 point on its clean items (+0.0)."
         assert found.benchmarks[0].contaminated == 300
 
+    def test_a_benchmark_of_which_every_item_leaked_cannot_decide(self, record):
+        runs = record({"new": tables(n=40)}, leaked=40), record({"old": tables(n=40, which=1)}, leaked=0)
+        with pytest.raises(GateError, match="mmlu: all 40 items leaked into training data: no clean one is left"):
+            gate(*runs)
+
+    def test_the_table_shows_what_rules_out(self, pair):
+        found = gate(*pair(GOOD | {"gsm8k": -0.05}))
+        text = show.verdict_text(found)
+        rows = [line.split() for line in text.splitlines()]
+        (head,) = [row for row in rows if row[:2] == ["benchmark", "items"]]
+        (row,) = [row for row in rows if row[:1] == ["gsm8k"]]
+        assert head[-4:] == ["p(gain≤0)", "p(gain≤1)", "p(gain≥1)", "shows"]
+        assert row[-2:] == ["ruled", "out"] and row[-4] == "<0.0001"
+        (open_one,) = [row for row in rows if row[:1] == ["mmlu"]]
+        assert float(open_one[-3]) == pytest.approx(found.benchmarks[0].full.p_below, abs=1e-4)
+
     def test_two_models_of_one_run(self, record):
         run = record({"new": tables(), "old": tables(which=1)})
         assert gate(f"{run}:new", f"{run}:old").answer == "accept"
@@ -79,6 +95,8 @@ class TestAnswers:
     def test_type_b_is_required_from_3_6_0_on(self, pair):
         with pytest.raises(GateError, match="lacks the required leetcode, gre_like, ap_like, jmmlu, cmmlu, puzzlevqa"):
             gate(*pair(GOOD), version="3.6.0")
+        with pytest.raises(GateError, match="version '': write three numbers"):
+            gate(*pair(GOOD), version="")
         found = gate(*pair(GOOD | dict.fromkeys(TYPE_B, 0.05)), version="3.6.0")
         assert [one.benchmark for one in found.benchmarks] == [*TYPE_A, *TYPE_B]
 

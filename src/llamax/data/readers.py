@@ -182,9 +182,15 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
     n = 0
     try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+        file = pyarrow.parquet.ParquetFile(path)
+        names = file.schema_arrow.names
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise DataError(f"{path}: has the column {twice[0]!r} twice")
+        for batch in file.iter_batches():
             for row in batch.to_pylist():
                 n += 1
                 yield f"row {n}", row
     except pyarrow.ArrowInvalid as error:
         raise DataError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
+    except (ValueError, OverflowError) as error:  # a date of the year 300000
+        raise DataError(f"{path}: row {n + 1} or one of the next cannot be read ({error})") from None

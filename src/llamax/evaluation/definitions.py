@@ -25,7 +25,7 @@ from pydantic import Field, PositiveInt
 from llamax.config import Config
 from llamax.data.sources import data_folder
 from llamax.errors import DataError, ParameterError
-from llamax.evaluation import benchmarks
+from llamax.evaluation import benchmarks, task_file
 from llamax.evaluation.wordings import AS_DEFINED, REAL, unknown
 from llamax.files import sha256_json
 
@@ -43,8 +43,8 @@ class Extras(Config):
     cluster: str = ""  # the column that says which items belong together; if empty, each item is its own
     judge: Literal["", "humaneval", "leetcode"] = ""  # answers are programs: whose tests `evaluation.judge` runs
     begun: str = ""  # template of a judged program's beginning, which the answer continues
-    shots: int | None = None  # how many are usual where the definition leaves it open
-    items: int | None = None  # how many it has, where it is not the whole of its data card's split
+    shots: int | None = Field(None, ge=0)  # how many are usual where the definition leaves it open
+    items: PositiveInt | None = None  # how many it has, where it is not the whole of its data card's split
 
 
 class Benchmark(NamedTuple):
@@ -158,11 +158,17 @@ def _our_definition(file: Path) -> dict[str, Any]:
         definition = load_yaml(file, resolve_func=False)
     except (yaml.YAMLError, ValueError, OSError) as error:
         raise ParameterError(f"{file}: not a task definition ({' '.join(str(error).split())})") from None
-    needed = ("task", "dataset_path", "output_type", "doc_to_text", "metric_list")
+    needed = ("task", "dataset_path", "output_type", "doc_to_text", "doc_to_target", "metric_list")
     if missing := [key for key in needed if key not in definition]:
         raise ParameterError(f"{file}: lacks {missing[0]!r}; a definition has {', '.join(needed)} and a split to test")
     if definition["task"] != file.stem:
         raise ParameterError(f"{file}: task is {definition['task']!r}, should be {file.stem!r} like the file")
+    found = task_file.check(file, definition)
+    extras = Extras.parse(found.metadata or {}, f"{file.name}, metadata")
+    known = found.labels(metric_name, label)
+    if extras.headline and not extras.judge and found.process_results is None and extras.headline not in known:
+        outcomes = ", ".join(known)
+        raise ParameterError(f"{file.name}, metadata: no metric {extras.headline!r}; its outcomes are {outcomes}")
     return definition
 
 

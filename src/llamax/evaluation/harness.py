@@ -100,11 +100,19 @@ def prepare(name: str, limit: int | None = None, settings: Settings = DEFAULTS) 
     sizes = {task: len(tasks[task].eval_docs) for task in tasks}
     total = sum(sizes.values())
     chosen = select(sizes, limit, settings.seed)
+    _check_cluster(benchmark, next(iter(tasks.values())))
     parts = []
     for task, items in chosen.items():
         requests = build_requests(tasks[task], items, settings.samples, settings.examples_seed)
         parts.append(Part(benchmark, tasks[task], requests, settings, total, prompts))
     return parts
+
+
+def _check_cluster(benchmark: Benchmark, task: Task) -> None:
+    """Raise `ParameterError` if the column by which items are clustered is not there."""
+    column, first = benchmark.extras.cluster, task.eval_docs[0]
+    if column and column not in first:
+        raise ParameterError(f"{benchmark.name}: clusters by {column!r}; its items have {', '.join(first)}")
 
 
 def load_tasks(benchmark: Benchmark, settings: Settings) -> tuple[dict[str, Task], str]:
@@ -311,8 +319,6 @@ def _by_answer(requests: Iterable[Instance]) -> dict[tuple[str, int], list[Insta
 def _cluster(part: Part, request: Instance) -> str:
     """What a request's item has in common with others: its subject where there are several, else only itself."""
     if column := part.benchmark.extras.cluster:
-        if column not in request.doc:
-            raise ParameterError(f"{part.name}: clusters by {column!r}; its items have {', '.join(request.doc)}")
         return str(request.doc[column])
     if len(part.benchmark.files) > 1:
         return part.task.config.task.removeprefix(f"{part.name}_").removeprefix("mmlu_")

@@ -43,13 +43,18 @@ def _options(doc: dict[str, Any], prompt: str) -> str:
     return "\n".join(map(str, choices)) if all(str(choice) in prompt for choice in choices) else ""
 
 
-def template(text: str, task: str) -> Callable[[dict[str, Any]], str]:
+def template(text: str | Callable, task: str) -> Callable[[dict[str, Any]], str]:
     """A function that fills in an item's columns, compiled once; lm-eval's own compiles for every item.
 
-    It raises ParameterError where the template uses a column that the item does not have.
+    As in lm-eval a function fills in by itself, and a column's name stands for the column. What is returned raises
+    ParameterError where the template uses a column that the item does not have.
     """
+    if callable(text):
+        return text
 
     def fill(doc: dict[str, Any]) -> str:
+        if text in doc:
+            return str(doc[text])
         try:
             return compiled.render(**doc)
         except TemplateError as error:

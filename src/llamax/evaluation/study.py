@@ -67,6 +67,8 @@ class Study:
             )
             self.measured = analysis.read_measured(self.run)
             return self.items
+        if self.config.suite == "real":
+            self._check_benchmarks()
         self.leaks = self._look_for_leaks()
         if self.config.tune and not (self.run.scratch / CANDIDATE / "model").exists():
             self._tune(self.config.tune)
@@ -92,6 +94,13 @@ class Study:
             self.run.note(MODELS, {label: fingerprint(spec) for label, spec in self.models.items()})
             self.run.complete()
         return found
+
+    def _check_benchmarks(self) -> None:
+        """Raise `ParameterError` for a benchmark that does not exist, before anything is trained."""
+        from llamax.evaluation import definitions
+
+        for name in self.config.limits:
+            definitions.find(name)
 
     def _look_for_leaks(self) -> pd.DataFrame:
         """Items of the benchmarks that stand in the training data: benchmark, item, source."""

@@ -9,6 +9,7 @@ A column may lie inside another one: `doc.subject` is the field `subject` of the
 lm-eval logs.
 """
 
+import contextlib
 import csv
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,8 @@ from llamax.errors import DataError
 WORDS = {"true": 1.0, "false": 0.0, "correct": 1.0, "incorrect": 0.0}
 """Outcomes that are written as a word, in any case."""
 ABSENT = object()
+OURS = {"model", "benchmark", "metric", "item", "sample", "outcome"}
+"""Columns by which a file is known to be the items.parquet of a run of direction 08."""
 SHOWN = 3
 MOST_VALUES = 20
 
@@ -66,18 +69,21 @@ def read_items(source: str | Path, columns: Columns | None = None, where: Mappin
 
     SOURCE:MODEL keeps the rows whose column `model` is MODEL, SOURCE:COLUMN=VALUE those with this value, and `where`
     those with all of these values, compared as text. An outcome is a finite number, true or false, correct or
-    incorrect. A run's own columns `cluster` and `sample` are used unless others are named.
+    incorrect. Of a run, or a file with its columns (`OURS`), `cluster` and `sample` are used unless others are named.
 
     Raises: DataError: no such file or run, an unreadable one, a missing column, a row without a usable outcome, an item
         that occurs twice, no row at all; the message names the file and the row.
     """
     columns, where = columns or Columns(), dict(where or {})
     name, chosen = _split(str(source))
-    where |= chosen
+    for column, value in chosen.items():
+        if where.setdefault(column, value) != value:
+            raise DataError(f"{source}: asks for {column}={value}, --where for {column}={where[column]}: choose one")
     path = files.locate(name)
-    if path.is_file() or _looks_like_a_file(name):
-        return _gather(_file(path), str(source), columns, where)
-    rows = list(_run(name))
+    is_file = path.is_file() or _looks_like_a_file(name)
+    rows = list(_file(path) if is_file else _run(name))
+    if is_file and not (rows and isinstance(rows[0][1], dict) and rows[0][1].keys() >= OURS):
+        return _gather(rows, str(source), columns, where)
     _refuse_mixtures(rows, str(source), where)
     own = {name: name for name in ("cluster", "sample") if name in rows[0][1] and getattr(columns, name) is None}
     return _gather(rows, str(source), columns._replace(**own), where)
@@ -184,7 +190,8 @@ def _run(run: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _refuse_mixtures(rows: list[tuple[str, dict[str, Any]]], name: str, where: Mapping[str, str]) -> None:
     """Raise `DataError` where rows of several models, benchmarks or metrics would be averaged into one."""
-    kept = [row for _, row in rows if all(_text(row.get(key)) == value for key, value in where.items() if key in row)]
+    whole = [row for _, row in rows if isinstance(row, dict)]  # one that is torn is told of later
+    kept = [row for row in whole if all(_text(row.get(key)) == value for key, value in where.items() if key in row)]
     how = {"model": "choose with RUN:MODEL", "benchmark": "choose with --benchmark", "metric": "choose with --metric"}
     for column, hint in how.items():
         values = list(dict.fromkeys(_text(row[column]) for row in kept if column in row))
@@ -283,7 +290,8 @@ def _outcome(row: Mapping[str, Any], column: str, at: str) -> float:
     value = _value(row, column, at)
     number = math.nan
     if isinstance(value, (bool, np.bool_, int, float, np.number)):
-        number = float(value)
+        with contextlib.suppress(OverflowError):  # an integer beyond any float
+            number = float(value)
     elif isinstance(value, str):
         number = WORDS.get(value.strip().lower(), math.nan)
         if math.isnan(number):

@@ -102,7 +102,8 @@ class Store:
         found = [r for r in self.records() if r.run == name and direction in ("", r.direction)]
         if len(found) != 1:
             known = ", ".join(f"{r.direction}/{r.run}" for r in found or self.records()) or "none"
-            raise RunError(f"{'no' if not found else 'more than one'} complete run {run!r}: there are {known}")
+            hint = f"; runs of profile {UNRECORDED} are never results" if name.startswith(f"{UNRECORDED}-") else ""
+            raise RunError(f"{'no' if not found else 'more than one'} complete run {run!r}: there are {known}{hint}")
         return found[0]
 
     def file(self, record: Record, name: str) -> Path:

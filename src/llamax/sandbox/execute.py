@@ -49,7 +49,7 @@ class Limits:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if not 0 < value < 1 << 62:
-                raise ParameterError(f"limit {name}: should be a number above 0; got {value}")
+                raise ParameterError(f"limit {name}: should be a number above 0 and below 2^62; got {value}")
 
 
 @dataclass(frozen=True)

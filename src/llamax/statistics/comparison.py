@@ -65,7 +65,8 @@ def compare_outcomes(
     found, plain = paired_difference(b, a, clusters), paired_difference(b, a)
     count = len(set(clusters)) if clusters is not None else found.n
     if count < 2:
-        raise DataError(f"all {found.n} items are one cluster: the spread between clusters cannot be known from it")
+        one = "there is only one item" if found.n == 1 else f"all {found.n} items are one cluster"
+        raise DataError(f"{one}: the spread between clusters cannot be known from it")
     both = np.concatenate([a, b])
     in_points = both.min() >= 0 and both.max() <= 1
     scale = 100.0 if in_points else 1.0

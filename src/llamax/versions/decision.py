@@ -173,8 +173,10 @@ def compare(name: str, after: Outcomes, before: Outcomes, keep: np.ndarray, rule
     """Compare the means over samples of the items `keep` [items]. Raises: GateError: fewer than two clusters."""
     new, old, clusters = after.table[keep].mean(axis=1), before.table[keep].mean(axis=1), after.clusters[keep]
     count = len(np.unique(clusters))
+    if not len(new):
+        raise GateError(f"{name}: all {len(keep)} items leaked into training data: no clean one is left to decide by")
     if count < 2:
-        raise GateError(f"{name}: {len(new)} items in {count} cluster(s): no spread can be known from fewer than two")
+        raise GateError(f"{name}: {len(new)} items in one cluster: no spread can be known from fewer than two")
     found = paired_difference(new, old, clusters)
     margin = rule.gain / 100
     error = planning_error(found.standard_error, found.n, margin)

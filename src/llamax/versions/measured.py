@@ -26,7 +26,8 @@ MODELS = "models"
 
 
 class Measured(Config):
-    """How one benchmark was run. Two scores may be compared if all of this but `samples` agrees."""
+    """How one benchmark was run. Two scores may be compared if all of this but `samples` and
+    `training_data` agrees: each model learned from data of its own."""
 
     benchmark: str
     metric: str = Field(description="the one by which the gate decides")

@@ -116,7 +116,7 @@ def read_file(path: Path, model: type[Config], what: str) -> Any:
     """A YAML or JSON file as a `model`. Raises: GateError: not there, or not YAML. ParameterError: a field is wrong."""
     try:
         values = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise GateError(f"{path}: no {what}: {reason}") from None
     if not isinstance(values, dict):

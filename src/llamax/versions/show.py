@@ -194,15 +194,17 @@ def verdict_text(verdict: Verdict) -> str:
     ways = [*dict.fromkeys(one.protocol for one in said), *dict.fromkeys(one.precision for one in said)]
     head.append(f"measured   {', '.join(ways)}{', REHEARSAL' if verdict.rehearsal else ''}")
     columns = ("benchmark", "items", "current", "candidate", "gain", "± s.e.", "95% interval")
-    rows = [(*columns, "p(gain≤0)", f"p(gain≤{verdict.rule.gain:g})", "shows", "")]
+    point = f"{verdict.rule.gain:g}"
+    rows = [(*columns, "p(gain≤0)", f"p(gain≤{point})", f"p(gain≥{point})", "shows", "")]
     for evidence in verdict.benchmarks:
         rows += [_row(evidence, found) for found in evidence.sets()]
     notes = [f"{e.benchmark}: {e.needs.words}" for e in verdict.benchmarks if e.needs]
     if verdict.earlier:
         tries = ", ".join(f"{old.candidate} {old.answer}" for old in verdict.earlier)
         notes.append(f"earlier verdicts of this name, each with a chance of its own to pass by luck: {tries}")
-    legend = "Points; shows: the true gain that the test of gain≤0 would show with 80% power."
-    table = aligned(rows, right=set(range(1, 10)))
+    legend = f"Points; p(gain≥{point}) rules out, at {verdict.rule.level:.0%} over all rows; shows: the true gain that "
+    legend += "the test of gain≤0 would show with 80% power."
+    table = aligned(rows, right=set(range(1, 11)))
     return "\n".join([*head, "", table, legend, verdict.statement, "", *notes, verdict.sentence])
 
 
@@ -220,6 +222,7 @@ def _row(evidence: Evidence, found: Comparison) -> tuple[str, ...]:
         f"[{found.low:+.2f}, {found.high:+.2f}]",
         _p(found.p_gain),
         _p(found.p_requirement),
+        _p(found.p_below),
         f"{found.detectable:.1f}",
         "" if clean else mark,
     )

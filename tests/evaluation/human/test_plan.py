@@ -186,6 +186,9 @@ def test_one_model_twice_is_refused(files, tmp_path):
     copy.write_bytes(file.read_bytes())
     fails(f"copy.jsonl: the answers of '{other}' and of '{name}' are the same file", make, (name, file), (other, copy))
     fails(r"gone\.jsonl: no such file of answers", make, (name, file), (other, tmp_path / "gone.jsonl"))
+    for empty in ("", " "):
+        fails("answers of a model without a name; write NAME=FILE", make, (empty, file), (name, copy))
+    fails("is a file; name a folder for the study", make_plan, copy, [(name, file), (other, copy)], source=str(prompts))
 
 
 def test_missing_answers_are_counted(files, tmp_path):
@@ -205,8 +208,9 @@ def test_an_edited_plan_is_noticed(study):
         fails(r"plan\.json: was edited after it was made", read_plan, study.folder)
     path.write_text(json.dumps({**json.loads(good), "sead": 1}))
     fails(r"plan\.json: unknown parameter 'sead'", read_plan, study.folder)
-    path.write_text(good[:-20])
-    fails(r"plan\.json: not JSON", read_plan, study.folder)
+    for torn in (good[:-20], "[" * 100_000):
+        path.write_text(torn)
+        fails(r"plan\.json: not JSON", read_plan, study.folder)
     path.write_text(good)
     assert read_plan(study.folder) == study.plan
     path.unlink()

@@ -82,6 +82,11 @@ def test_prompts_without_local_data_say_what_to_set(monkeypatch):
         ([{"id": "a", "text": "x"}], r"line 1: should have id and prompt, found id, text"),
         ([{"id": "a", "prompt": 7}], r"line 1: parameter 'turns.0'"),
         ([["a", "b"]], r"line 1: should be an object with id and prompt, found list"),
+        ([{"id": ["a"], "prompt": "x"}], r"line 1: parameter 'id'"),
+        ([{"id": "a", "instruction": 7, "instances": [{"input": ""}]}], r"line 1: instruction should be a text, found"),
+        ([{"id": "a", "instruction": "x", "instances": []}], r"line 1: instances should be a list, of which the first"),
+        ([{"id": "a", "instruction": "x", "instances": {"input": ""}}], r"line 1: instances should be a list"),
+        ([{"id": "a", "instruction": "x", "instances": [{"input": None}]}], r"line 1: input should be a text, found N"),
         ([], r"no prompts in it"),
     ],
 )
@@ -101,6 +106,13 @@ GOOD = [{"id": "a", "answer": ["1", "2"]}, {"id": "b", "answer": ["3", "4"]}]
         ([{"id": "a", "answer": "1"}, GOOD[1]], r"line 1: 1 answers to prompt 'a', which has 2 turns"),
         ([{"id": "a", "answer": 7}, GOOD[1]], r"line 1: an answer should be a text"),
         ([{"id": "a", "text": "1"}, GOOD[1]], r"line 1: should have id and answer, found id, text"),
+        ([{"id": ["a"], "answer": "1"}], r"line 1: id should be a text, found list"),
+        ([*GOOD, {"id": None, "answer": "1"}], r"line 3: id should be a text, found NoneType"),
+        ([{"question_id": 81, "choices": {"turns": "1"}}], r"line 1: choices should be a list, of which the first has"),
+        ([{"question_id": 81, "choices": []}], r"line 1: choices should be a list"),
+        ([{"question_id": 81, "choices": ["1"]}], r"line 1: choices should be a list"),
+        ([{"instruction": 7, "input": "", "response": "1"}], r"line 1: instruction should be a text, found int"),
+        ([{"instruction": "x", "input": None, "response": "1"}], r"line 1: input should be a text, found NoneType"),
     ],
 )
 def test_malformed_answers_are_named(tmp_path, rows, said):

@@ -150,6 +150,7 @@ def test_a_header_torn_at_the_first_visit_is_written_again(study):
     ("change", "said"),
     [
         (lambda rows: [rows[0], "{", *rows[1:]], r"ann\.jsonl:2: not JSON"),
+        (lambda rows: [rows[0], "[" * 100_000, *rows[1:]], r"ann\.jsonl:2: not JSON"),
         (lambda rows: [*rows, rows[1]], r"ann\.jsonl:4: a second vote on item 0 that revises nothing"),
         (
             lambda rows: [rows[0], rows[1].replace('"reason"', '"reasom"'), rows[2]],

@@ -40,6 +40,8 @@ def run(
     """Check, print, and write what was asked for; every fault that can be seen beforehand is told before the work."""
     names = benchmark_names(against)
     rule_named(rule)
+    if out and clean and out.resolve() == clean.resolve():
+        raise DataError(f"{out}: named by --out and by --decontaminate; give each a folder of its own")
     if out:
         check_free(out, FILES)
     if clean:

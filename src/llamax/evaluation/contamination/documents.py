@@ -43,6 +43,8 @@ def documents(source: str, *, split: str = "train", fields: Sequence[str] = ()) 
     Raises: DataError: no such source, or, while the stream is read, a row that has no such text.
     """
     origin = find(source, split)
+    if origin.file and source not in cards() and split != "train":
+        raise DataError(f"{source}: is a file, which has no split {split!r}; splits are of named sources and hub ids")
     if origin.format == "benchmark" and not fields:
         raise DataError(f"{source} is a benchmark; training data is wanted here, or name the --fields that hold text")
     if fields and (origin.world or (origin.file and origin.file.name.endswith(PLAIN))):

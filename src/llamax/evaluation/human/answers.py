@@ -13,7 +13,7 @@ from llamax.data.conversation import assistant, user
 from llamax.data.formats import RowError
 from llamax.data.readers import file_rows
 from llamax.errors import DataError
-from llamax.evaluation.human.prompts import Prompt, request
+from llamax.evaluation.human.prompts import Prompt, request, text_of
 from llamax.files import locate, write_atomic
 
 Answers = dict[str, tuple[str, ...]]
@@ -51,17 +51,26 @@ def _answer(row: Any, by_text: dict[str, str], where: str) -> tuple[str | None, 
         raise DataError(f"{where}: {row}")
     fields = row if isinstance(row, dict) else {}
     if {"id", "answer"} <= fields.keys():
-        name, texts = fields["id"], fields["answer"]
+        name, texts = text_of(fields, "id", where), fields["answer"]
     elif {"question_id", "choices"} <= fields.keys():
-        name, texts = f"mt_bench/{fields['question_id']}", fields["choices"][0]["turns"]
+        name, texts = f"mt_bench/{fields['question_id']}", _first_choice(fields["choices"], where)
     elif {"instruction", "input", "response"} <= fields.keys():
-        name, texts = by_text.get(request(fields["instruction"], fields["input"])), fields["response"]
+        asked = request(text_of(fields, "instruction", where), text_of(fields, "input", where))
+        name, texts = by_text.get(asked), fields["response"]
     else:
         raise DataError(f"{where}: should have id and answer, found {', '.join(fields) or type(row).__name__}")
     texts = texts if isinstance(texts, list) else [texts]
     if not all(isinstance(text, str) for text in texts):
         raise DataError(f"{where}: an answer should be a text, or a list of texts, one per turn")
     return name, tuple(text.strip() for text in texts)
+
+
+def _first_choice(choices: Any, where: str) -> Any:
+    """The turns of the first of FastChat's choices."""
+    first = choices[0] if isinstance(choices, list) and choices else None
+    if not isinstance(first, dict) or "turns" not in first:
+        raise DataError(f"{where}: choices should be a list, of which the first has the model's turns")
+    return first["turns"]
 
 
 def write_answers(path: Path | str, answers: Answers) -> Path:

@@ -215,6 +215,8 @@ def make_plan(
     Raises: DataError: a file without an answer to a drawn prompt, one model twice, or a study that has votes.
     """
     design, folder = design or Design(), locate(folder)
+    if folder.is_file():
+        raise DataError(f"{folder}: is a file; name a folder for the study")
     if voted := sorted((folder / RATERS).glob("*.jsonl")):
         raise DataError(
             f"{folder}: {counted(len(voted), 'rater')} voted by the plan that is there; choose another folder"
@@ -255,6 +257,8 @@ def _check_models(answers: Sequence[tuple[str, Path | str]]) -> None:
     files: dict[str, str] = {}
     names: set[str] = set()
     for name, file in answers:
+        if not name.strip():
+            raise DataError(f"{file}: answers of a model without a name; write NAME=FILE")
         if not locate(file).is_file():
             raise DataError(f"{file}: no such file of answers (of {name!r})")
         if name.casefold() in names:
@@ -272,7 +276,7 @@ def read_plan(folder: Path | str) -> Plan:
         raise DataError(f"{path}: no plan there; make one with `llamax human-eval plan`")
     try:
         values: Any = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({str(error).splitlines()[0]}); make the plan again") from None
     try:
         plan = Plan.parse(values, str(path))
@@ -335,9 +339,8 @@ def _for_the_gate(design: Design, prompts: int, raters: int) -> list[str]:
     if design.sides == 2 and design.level <= GATE_LEVEL:
         return []
     shown = power(strict, prompts, raters)
-    return [
-        f"  the gate wants the 95% interval above 50%, for which the power is {shown:.0%}; plan for it by --sides 2"
-    ]
+    hint = "" if shown >= design.power else "; plan for it by --sides 2 --level 0.05"
+    return [f"  the gate wants the 95% interval above 50%, for which the power is {shown:.0%}{hint}"]
 
 
 def describe_plan(study: Study) -> list[str]:

@@ -89,7 +89,10 @@ def _prompt(row: Any, place: str) -> Prompt:
         if {"question_id", "turns"} <= row.keys():  # MT-bench
             return Prompt(id=f"mt_bench/{row['question_id']}", turns=row["turns"])
         if {"id", "instruction", "instances"} <= row.keys():  # self-instruct
-            text = request(row["instruction"], row["instances"][0]["input"])
+            first = row["instances"][0] if isinstance(row["instances"], list) and row["instances"] else None
+            if not isinstance(first, dict):
+                raise DataError(f"{place}: instances should be a list, of which the first has an input")
+            text = request(text_of(row, "instruction", place), text_of(first, "input", place))
             return Prompt(id=row["id"], turns=(text,))
         if {"id", "prompt"} <= row.keys():
             turns = row["prompt"] if isinstance(row["prompt"], list) else [row["prompt"]]
@@ -97,6 +100,14 @@ def _prompt(row: Any, place: str) -> Prompt:
     except ValidationError as error:
         raise DataError(explain(error, Prompt, place)) from None
     raise DataError(f"{place}: should have id and prompt, found {', '.join(map(str, row)) or 'nothing'}")
+
+
+def text_of(row: dict[str, Any], field: str, place: str) -> str:
+    """A field that has to be a text. Raises: DataError: it is something else, or not there."""
+    value = row.get(field)
+    if not isinstance(value, str):
+        raise DataError(f"{place}: {field} should be a text, found {type(value).__name__}")
+    return value
 
 
 def request(instruction: str, given: str) -> str:

@@ -190,7 +190,7 @@ def mend(path: Path) -> None:
     rest = content[cut:]
     if not rest:
         return
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         json.loads(rest)
         write_atomic(path, content + b"\n")
         return
@@ -229,7 +229,7 @@ def _sheet(path: Path, plan: Plan, rater: str) -> Sheet:
 def _parse(kind: type[Config], line: str, where: str) -> Config:
     try:
         values = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON ({str(error).splitlines()[0]})") from None
     try:
         return kind.parse(values, where)
@@ -261,7 +261,7 @@ def _free_seat(folder: Path) -> int:
     """The smallest number that no rater's header holds."""
     taken = set()
     for path in (folder / RATERS).glob("*.jsonl"):
-        with path.open("rb") as file, contextlib.suppress(ValueError, KeyError, TypeError):
+        with path.open("rb") as file, contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
             taken.add(json.loads(file.readline())["seat"])
     return next(seat for seat in range(len(taken) + 1) if seat not in taken)
 

@@ -1,0 +1,156 @@
+"""A task file of our own (`evaluation/tasks/`), held against lm-eval's format before anything is read or run.
+
+lm-eval finds a wrong field where it stumbles over it, with a traceback, and often after the model has answered.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from jinja2 import TemplateError
+from lm_eval.tasks._yaml_loader import load_yaml
+from lm_eval.utils import env
+from pydantic import ConfigDict, Field, PositiveInt, StrictInt, ValidationError, field_validator, model_validator
+
+from llamax.config import Parameters, explain
+from llamax.errors import ParameterError
+
+Function = Any  # what `!function` names; before it is imported, the name
+Template = Any  # a Jinja template, a column's name, or a function
+
+
+class Metric(Parameters):
+    """An entry of `metric_list`; what else stands there is handed to the metric."""
+
+    model_config = ConfigDict(extra="allow")
+
+    metric: Any  # a name of lm-eval's, or a function
+
+
+class Step(Parameters):
+    """A step of a filter; what else stands there is handed to it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    function: str
+
+    @field_validator("function")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        import lm_eval.filters  # noqa: F401  (fills the registry)
+        from lm_eval.api.registry import filter_registry
+
+        if value not in filter_registry:
+            raise ValueError(f"lm-eval has no such filter; it has {', '.join(sorted(filter_registry.keys()))}")
+        return value
+
+
+class Filter(Parameters):
+    """An entry of `filter_list`: what is done to an answer before it is scored, and how that is called."""
+
+    name: str = Field(min_length=1)
+    filter: list[Step] = Field(min_length=1)
+
+
+class Generation(Parameters):
+    """`generation_kwargs`; what else stands there is lm-eval's, such as do_sample."""
+
+    model_config = ConfigDict(extra="allow")
+
+    until: str | tuple[str, ...] = ()
+    max_gen_toks: PositiveInt | None = None
+
+
+class TaskFile(Parameters):
+    """The fields of lm-eval's `TaskConfig` that are honoured here."""
+
+    task: str
+    dataset_path: str
+    output_type: Literal["multiple_choice", "generate_until", "loglikelihood"]
+    doc_to_text: Template
+    doc_to_target: Template
+    metric_list: list[Metric] = Field(min_length=1)
+    task_alias: str | None = None
+    tag: str | list[str] | None = None
+    group: str | list[str] | None = None
+    dataset_name: str | None = None
+    dataset_kwargs: dict[str, Any] | None = None
+    training_split: str | None = None
+    validation_split: str | None = None
+    test_split: str | None = None
+    fewshot_split: str | None = None
+    process_docs: Function = None
+    process_results: Function = None
+    doc_to_choice: Template = None
+    description: str = ""
+    target_delimiter: str = " "
+    fewshot_delimiter: str = "\n\n"
+    fewshot_config: dict[str, Any] | None = None
+    num_fewshot: StrictInt | None = Field(None, ge=0)
+    generation_kwargs: Generation | None = None
+    filter_list: list[Filter] | None = None
+    gen_prefix: str | None = None
+    should_decontaminate: bool = False
+    doc_to_decontamination_query: str | None = None
+    metadata: dict[str, Any] | None = None
+
+    @field_validator("doc_to_text", "doc_to_target", "doc_to_choice", "description", "gen_prefix")
+    @classmethod
+    def _can_be_read(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            try:
+                env.from_string(value)
+            except TemplateError as error:
+                raise ValueError(f"the template cannot be read: {error}") from None
+        return value
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.output_type == "multiple_choice" and self.doc_to_choice is None:
+            raise ValueError("doc_to_choice is missing: multiple_choice chooses among it")
+        if not (self.test_split or self.validation_split):
+            raise ValueError("test_split is missing, or validation_split: whose items are asked")
+        return self
+
+    def labels(self, metric_name: Any, label: Any) -> list[str]:
+        """How the outcomes will be called: every metric under every filter."""
+        filters = [one.name for one in self.filter_list or []] or ["none"]
+        return [label(metric_name(one.metric), name) for one in self.metric_list for name in filters]
+
+
+def check(file: Path, definition: dict[str, Any]) -> TaskFile:
+    """A definition, as `load_yaml` read it from `file`, if it can be run.
+
+    Raises: ParameterError: a field is missing, unknown or of a wrong kind; a template or a function cannot be read; a
+        metric or filter that lm-eval does not have.
+    """
+    try:
+        found = TaskFile.model_validate(definition)
+    except ValidationError as error:
+        raise ParameterError(explain(error, TaskFile, str(file))) from None
+    judged = (found.metadata or {}).get("judge")  # its functions and metrics are not used
+    if not judged:
+        _check_functions(file)
+    if not judged and found.process_results is None:
+        _check_metrics(file, found)
+    return found
+
+
+def _check_functions(file: Path) -> None:
+    """Raises: ParameterError: what a `!function` names cannot be imported."""
+    try:
+        load_yaml(file, resolve_func=True)
+    except Exception as error:  # whatever a module may raise when it is imported
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ParameterError(f"{file}: a !function of it cannot be imported ({reason})") from None
+
+
+def _check_metrics(file: Path, found: TaskFile) -> None:
+    """Raises: ParameterError: a metric that lm-eval does not have, which it would look for on the hub."""
+    import lm_eval.api.metrics  # noqa: F401  (fills the registry)
+    from lm_eval.api.registry import metric_registry
+
+    for one in found.metric_list:
+        known = isinstance(one.metric, str) and (one.metric in metric_registry or "/" in one.metric)
+        if not known and not callable(one.metric):
+            names = ", ".join(sorted(metric_registry.keys()))
+            raise ParameterError(f"{file}: lm-eval has no metric {one.metric!r}; it has {names}")
