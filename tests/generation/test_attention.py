@@ -59,3 +59,22 @@ def test_heads_of_a_size_of_their_own():
     assert attention.head_size(SimpleNamespace(hidden_size=32, num_attention_heads=4)) == 8
     assert attention.head_size(SimpleNamespace(hidden_size=32, num_attention_heads=4, head_dim=None)) == 8
     assert attention.head_size(SimpleNamespace(hidden_size=32, num_attention_heads=4, head_dim=16)) == 16
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_without_a_mask_it_is_causal_and_scaled_as_the_model_says(groups):
+    """Some models scale by another number than one over the root of a head's size."""
+    query, _, own, _ = parts(groups, NEAR)
+    causal = torch.ones(NEAR, NEAR, dtype=torch.bool).tril()[None, None].expand(ROWS, 1, NEAR, NEAR)
+    nothing = [torch.empty(KV_HEADS, 0, SIZE) for _ in range(2)]
+    key, value = (near.repeat_interleave(groups, 1) for near in own)
+    wanted = scaled_dot_product_attention(query, key, value, attn_mask=causal, scale=0.3)
+    torch.testing.assert_close(attention._grouped(query, *own, None, 0.3), wanted)
+    torch.testing.assert_close(attention._after_prefix(query, *nothing, *own, None, 0.3), wanted)
+
+
+def test_logits_are_in_fp32_whatever_the_model_is_in(tiny_model):
+    """Log-probabilities of bf16 logits would be wrong in the third digit."""
+    model = tiny_model.to(torch.bfloat16)
+    hidden = torch.randn(2, model.config.hidden_size, dtype=torch.bfloat16)
+    assert attention.logits_of(model, hidden).dtype == torch.float32
