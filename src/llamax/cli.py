@@ -353,6 +353,8 @@ def human_answers(
     from llamax.evaluation.human.answers import generate_answers, write_answers
     from llamax.evaluation.human.prompts import read_prompts
 
+    if out.suffix != ".jsonl" or out.is_dir():
+        raise ParameterError(f"--out {out}: should be a file whose name ends in .jsonl")
     asked = read_prompts(prompts, turns=turns, limit=limit)
     said = generate_answers(
         model, asked, template=template, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,

@@ -19,10 +19,12 @@ from little_benchmarks import little_card, write_lines
 from lm_eval.api.metrics import exact_match_hf_evaluate
 
 from llamax.errors import DataError, ParameterError
-from llamax.evaluation import benchmarks, definitions
+from llamax.evaluation import benchmarks, definitions, own_tasks
+from llamax.evaluation.config import EvaluationConfig, card_of
 from llamax.evaluation.definitions import Settings, describe, exact_match, find, headline, names, resolved
-from llamax.evaluation.harness import load_tasks, measured, outcomes, prepare
+from llamax.evaluation.harness import confidences, load_tasks, measured, outcomes, prepare
 from llamax.evaluation.questions import questions
+from llamax.runs.keys import changed, input_parts
 
 TYPE_A = ["mmlu", "humaneval", "gsm8k", "gsm8k_cot", "nq_open", "truthfulqa_mc1", "truthfulqa_mc2"]
 
@@ -300,7 +302,7 @@ CARD = {
 @pytest.fixture
 def toy(local_data, monkeypatch):
     """Two files, no Python: a definition in the folder of ours, and a data card. (And the data.)"""
-    monkeypatch.setattr(definitions, "OURS", local_data / "tasks")
+    monkeypatch.setattr(own_tasks, "OURS", local_data / "tasks")
     (local_data / "tasks").mkdir()
     (local_data / "tasks" / "toy.yaml").write_text(TOY)
     rows = [{"question": f"Is {n} even?", "options": ["no", "yes"], "right": n % 2 ^ 1} for n in range(4)]
@@ -391,19 +393,31 @@ def test_metadata_says_what_the_format_has_no_place_for(toy):
             lambda text: text + "tset_split: test\n",
             r"toy\.yaml: unknown parameter 'tset_split': did you mean 'test_split'",
         ),
-        (lambda text: text + "repeats: 3\n", r"toy\.yaml: unknown parameter 'repeats'"),
+        (lambda text: text + "repeats: 3\n", r"toy\.yaml: parameter 'repeats' = 3"),
         (lambda text: text.replace('doc_to_target: "{{right}}"\n', ""), r"toy\.yaml: lacks 'doc_to_target'"),
         (lambda text: text.replace('doc_to_choice: "{{options}}"\n', ""), r"toy\.yaml: .*doc_to_choice is missing"),
         (lambda text: text.replace("multiple_choice", "multiple"), r"toy\.yaml: parameter 'output_type' = 'multiple'"),
         (
             lambda text: text.replace("metric: acc", "metric: accc"),
-            r"toy\.yaml: lm-eval has no metric 'accc'; it has acc,",
+            r"toy\.yaml: metric 'accc' gives no number for each item of multiple_choice; these do: acc,",
         ),
         (lambda text: text.replace("\n  - metric: acc", " []"), r"toy\.yaml: parameter 'metric_list' = \[\]"),
         (lambda text: text + "num_fewshot: -1\n", r"toy\.yaml: parameter 'num_fewshot' = -1"),
         (lambda text: text + "num_fewshot: five\n", r"toy\.yaml: parameter 'num_fewshot' = 'five'"),
         (lambda text: text + "generation_kwargs: [a]\n", r"toy\.yaml: parameter 'generation_kwargs' = \['a'\]"),
         (lambda text: text + "generation_kwargs: {max_gen_toks: 0}\n", r"'generation_kwargs.max_gen_toks' = 0"),
+        (lambda text: text + "generation_kwargs: {max_new_tokens: 7}\n", r"unknown parameter .*max_new_tokens'"),
+        (lambda text: text + "generation_kwargs: {do_sample: true}\n", r"'generation_kwargs.do_sample' = True"),
+        (lambda text: text + "generation_kwargs: {temperature: 0.7}\n", r"'generation_kwargs.temperature' = 0.7"),
+        (lambda text: text.replace("metric: acc", "metric: f1"), r"metric 'f1' gives no number for each item of mult"),
+        (lambda text: text.replace('"{{options}}"', "[yes, no]"), r"'doc_to_choice' = .*options should be texts; YAML"),
+        (lambda text: text.replace('"{{question}}\\nAnswer:"', "7"), r"'doc_to_text' = 7: should be a template"),
+        (lambda text: text.replace("dataset_path: toy", "dataset_path: ''"), r"parameter 'dataset_path' = ''"),
+        (lambda text: text + "filter_list: []\n", r"parameter 'filter_list' = \[\]"),
+        (lambda text: text + "include: 7\n", r"toy\.yaml: not a task definition"),
+        (lambda text: text + "metadata: {judge: leetcode}\n", r"toy\.yaml: programs are judged that are generated"),
+        (lambda text: text + "fewshot_config: {smapler: first_n}\n", r"toy/0: its definition fails: TypeError"),
+        (lambda text: text.replace("{{right}}", "{{right / 0}}"), r"toy/0: its definition fails: ZeroDivisionError"),
         (lambda text: text + "generation_kwargs: {until: 5}\n", r"toy\.yaml: parameter 'generation_kwargs.until"),
         (
             lambda text: text + "filter_list: [{name: x, filter: [{function: regx}]}]\n",
@@ -448,6 +462,91 @@ def test_a_column_may_stand_for_itself_and_a_function_for_more(toy):
     for said, first in (("question", "Is 0 even?"), ("!function utils.ask", "Q: Is 0 even?")):
         (toy / "tasks" / "toy.yaml").write_text(TOY.replace('"{{question}}\\nAnswer:"', said))
         assert prepare("toy")[0].requests[0].args[0] == first == questions("toy")[0].text
+
+
+def test_what_an_answer_begins_with_ends_the_prompt_as_in_lm_eval(toy):
+    (toy / "tasks" / "toy.yaml").write_text(TOY + 'gen_prefix: "Well,"\n')
+    check_against_lm_eval("toy", str(toy / "tasks" / "toy.yaml"), None, 4)
+    assert prepare("toy")[0].requests[0].args[0] == "Is 0 even?\nAnswer: Well,"
+
+
+def test_a_benchmark_may_have_another_name_than_its_data(toy):
+    (toy / "tasks" / "twin.yaml").write_text(TOY.replace("task: toy", "task: twin"))
+    assert card_of("twin") == "toy" == card_of("toy") and prepare("twin")[0].total == 4
+
+
+def test_what_decides_a_benchmark_of_ones_own_is_in_the_run_key(toy):
+    config = EvaluationConfig(profile="test", suite="real", model="nano", limits={"toy": None})
+    before = input_parts(config)
+    for name in ("toy.yaml", "_shared.yaml", "utils.py"):
+        path = toy / "tasks" / name
+        path.write_text((path.read_text() if path.exists() else "") + "# another\n")
+        after = input_parts(config)
+        assert changed(before, after) == [f"file {name}"]
+        before = after
+    (toy / "tasks" / "other.yaml").write_text("")  # one that is not asked moves nothing
+    assert input_parts(config) == before
+
+
+def test_a_name_that_lm_eval_has_is_taken(toy):
+    (toy / "tasks" / "gsm8k.yaml").write_text(TOY)
+    with pytest.raises(ParameterError, match=r"gsm8k\.yaml: gsm8k is a benchmark of lm-eval's already"):
+        find("gsm8k")
+
+
+FAULTY = """
+def broken(doc):
+    return doc["gone"]
+def scored(doc, results):
+    return {"other": 1.0}
+def nothing(doc, results):
+    return {"acc": float("nan")}
+def emptied(data):
+    return list(data)
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("process_docs: !function utils.broken", "toy: process_docs fails: ValueError: Column 'gone'"),
+        ("process_docs: !function utils.emptied", "toy: process_docs gives list, should give a Dataset"),
+        ("process_results: !function utils.scored", "toy/0: scored with other 1.0; its definition names acc"),
+        ("process_results: !function utils.nothing", "toy/0: scored with acc nan; its definition names acc"),
+        (
+            "description: '{{gone}}'\nnum_fewshot: 0\ntraining_split: train",
+            "toy: training_split is 'train'; its data",
+        ),
+    ],
+)
+def test_functions_and_splits_that_fail_are_one_clear_line(toy, more, said):
+    (toy / "tasks" / "utils.py").write_text(FAULTY)
+    (toy / "tasks" / "toy.yaml").write_text(f"{TOY}{more}\n")
+    with pytest.raises((ParameterError, DataError), match=said) as caught:
+        (part,) = prepare("toy")
+        for request in part.requests:
+            request.resps.append((0.0, False))
+        list(outcomes(part))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_question_without_a_right_answer_is_named(toy):
+    text = TOY.replace("multiple_choice", "generate_until").replace("metric: acc", "metric: exact_match")
+    text = text.replace('doc_to_choice: "{{options}}"\n', "").replace(
+        "{{right}}", "{{'' if '2' in question else right}}"
+    )
+    (toy / "tasks" / "toy.yaml").write_text(text)
+    with pytest.raises(DataError, match="toy/2: has no right answer"):
+        prepare("toy")
+
+
+def test_confidence_is_told_where_sums_decide(toy):
+    for metrics, count in (("[{metric: acc}]", 4), ("[{metric: acc_norm}]", 0), ("[{metric: acc_mutual_info}]", 0)):
+        (toy / "tasks" / "toy.yaml").write_text(TOY.replace("\n  - metric: acc", f" {metrics}"))
+        (part,) = prepare("toy")
+        for request in part.requests:
+            request.resps.append((-1.0 if request.args[1] == " yes" else -2.0, False))
+        assert len(list(confidences(part))) == count
 
 
 def test_clusters_are_looked_for_before_anything_is_asked(toy):

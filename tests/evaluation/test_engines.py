@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from llamax.errors import LaunchError, ParameterError
+from llamax.errors import DiskFullError, LaunchError, ParameterError
 from llamax.evaluation import engines, ranks
 from llamax.evaluation.engines import Ask, How, TorchEngine, VllmEngine
 from llamax.evaluation.journal import Journal, Journaled
@@ -200,6 +200,22 @@ def test_a_disk_that_takes_a_line_in_pieces_gets_all_of_it(tmp_path):
     journal.stream = types.SimpleNamespace(write=lambda data: really.write(data[:3]))
     journal.write("b", 2)
     assert Journal(tmp_path, "model").known == {"a": 1, "b": 2}
+
+
+def test_after_a_write_that_failed_the_next_answer_is_not_lost(tmp_path):
+    journal = Journal(tmp_path, "model")
+    journal.write("a", 1)
+    really = journal.stream
+
+    def full(data):
+        really.write(data[:3])
+        raise OSError(28, "No space left on device")
+
+    journal.stream = types.SimpleNamespace(write=full, close=really.close)
+    with pytest.raises(DiskFullError):
+        journal.write("b", 2)
+    journal.write("c", 3)
+    assert Journal(tmp_path, "model").known == {"a": 1, "c": 3}
 
 
 def test_what_is_known_is_not_written_again(tmp_path):

@@ -65,6 +65,11 @@ def test_outcomes_are_numbers_or_words_and_ids_are_text(write):
     assert read_items(name).outcomes == {"1": [1.0], "x": [-3.0]}
 
 
+def test_ids_of_several_columns_do_not_run_together(write):
+    write("a.csv", "x,y,outcome\n1/2,3,1\n1,2/3,0\n")
+    assert len(read_items("a.csv", Columns(item=("x", "y"))).outcomes) == 2
+
+
 def test_samples_that_lm_eval_logged(write):
     rows = [
         SAMPLE | {"doc_id": i, "filter": f, "exact_match": float(i == 1)} for f in ("strict", "flex") for i in (0, 1)
@@ -105,6 +110,7 @@ def test_answers_to_one_item_are_kept_apart(write):
         ("a.csv", "item,outcome\n1,1\n,0\n", "a.csv: line 3: item is empty, should be a name or a number"),
         ("a.csv", "item,outcome\n1,nan\n", "a.csv: line 2: outcome is 'nan'"),
         ("a.csv", "item,outcome\n1,inf\n", "a.csv: line 2: outcome is 'inf'"),
+        ("a.csv", "item,outcome\n1,1_0\n", "a.csv: line 2: outcome is '1_0'"),
         ("a.csv", "item,outcome\n1,1\n1,1\n", "a.csv: item '1' on line 2 and again on line 3; keep one of them"),
         ("a.csv", b"item,outcome\n1,1\n\xe9,0\n", "a.csv: not UTF-8 .*convert it first"),
         ("a.csv", "item,outcome\n1,1\n".encode("utf-16"), "a.csv: not UTF-8 .*convert it first"),

@@ -150,6 +150,14 @@ def test_no_set_matches_a_protocol_of_ours():
         ("{model: m, protocol: p, scores: {}}", ParameterError, "scores"),
         ("{model: m, protocol: p, scores: {MMLU: 1}, unit: permille}", ParameterError, "unit"),
         ("{model: m, protocol: p, scores: {MMLU: 1}, row: x}", ParameterError, "unknown parameter 'row'"),
+        (
+            "{model: m, protocol: p, scores: {MMLU: 4500}}",
+            ParameterError,
+            "MMLU = 4500.0: a score in percent lies",
+        ),
+        ("{model: m, protocol: p, scores: {MMLU: -1}}", ParameterError, "MMLU = -1.0: a score in percent lies from 0"),
+        ("{model: m, protocol: p, scores: {MMLU: 45}, unit: fraction}", ParameterError, "lies from 0 to 1"),
+        ("{model: m, protocol: p, scores: {MMLU: yes}}", ParameterError, "MMLU should be a number; YAML reads yes"),
     ],
 )
 def test_a_bad_file_of_scores_is_one_clear_line(tmp_path, text, error, says):

@@ -125,7 +125,7 @@ def spread(study: "Study") -> pd.DataFrame:
         table = group.pivot_table(index="item", columns="setting", values="outcome")
         means = table.mean()
         error = statistics.mean(table.iloc[:, 0].to_numpy()).standard_error
-        deviation = float(means.std(ddof=1)) if len(means) > 1 else 0.0
+        deviation = float(means.std(ddof=1)) if means.nunique() > 1 else 0.0  # of equal ones it would be a rounding error
         rows.append((model, name, kind, len(means), means.min(), means.max(), deviation, len(table), error))
     columns = ["model", "benchmark", "kind", "settings", "lowest", "highest", "deviation", "items", "error"]
     return pd.DataFrame(rows, columns=columns)

@@ -6,6 +6,7 @@ from pydantic import Field, PositiveInt, StrictInt, model_validator
 
 from llamax.config import Parameters
 from llamax.evaluation import wordings
+from llamax.evaluation.own_tasks import deciding_files, own_card
 from llamax.training.config import TrainConfig
 
 Count = Annotated[StrictInt, Field(gt=0)]
@@ -97,6 +98,10 @@ class EvaluationConfig(Parameters):
             return list(dict.fromkeys([*learned, "nano"]))
         return list(dict.fromkeys([*learned, *map(card_of, self.limits)]))
 
+    def files(self) -> list[str]:
+        """Files whose content enters the run key: our own task files."""
+        return [str(file) for file in deciding_files(self.limits)] if self.suite == "real" else []
+
     def models(self) -> list[str]:
         """Models whose fingerprints enter the run key."""
         return [self.model, *([self.candidate] if self.candidate else [])]
@@ -104,6 +109,8 @@ class EvaluationConfig(Parameters):
 
 def card_of(benchmark: str) -> str:
     """Name of the data card of a benchmark; without lm-eval, whose import takes seconds."""
+    if own := own_card(benchmark):
+        return own
     if benchmark.endswith("_proxy"):
         return f"agieval_{benchmark.removesuffix('_proxy')}"
     for family in ("mmmlu", "truthfulqa"):

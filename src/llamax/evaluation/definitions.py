@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import lm_eval
-import yaml
 from datasets import Dataset
 from lm_eval.defaults import DEFAULT_OTHER_SEED
 from lm_eval.tasks._yaml_loader import load_yaml
@@ -25,11 +24,9 @@ from pydantic import Field, PositiveInt
 from llamax.config import Config
 from llamax.data.sources import data_folder
 from llamax.errors import DataError, ParameterError
-from llamax.evaluation import benchmarks, task_file
+from llamax.evaluation import benchmarks, own_tasks, task_file
 from llamax.evaluation.wordings import AS_DEFINED, REAL, unknown
 from llamax.files import sha256_json
-
-OURS = Path(__file__).parent / "tasks"
 
 
 class Extras(Config):
@@ -129,17 +126,19 @@ LM_EVAL = _sources()
 
 def names() -> list[str]:
     """All benchmarks: lm-eval's that we run, then ours."""
-    return [*LM_EVAL, *(file.stem for file in _our_files())]
+    return [*LM_EVAL, *(file.stem for file in own_tasks.own_files())]
 
 
 def find(name: str) -> Benchmark:
     """The benchmark of that name. Raises: ParameterError: there is none, or its YAML file is not as it should be."""
+    file = next((file for file in own_tasks.own_files() if file.stem == name), None)
     if name in LM_EVAL:
+        if file:
+            raise ParameterError(f"{file}: {name} is a benchmark of lm-eval's already; give it another name")
         folder = Path(importlib.util.find_spec("lm_eval.tasks").origin).parent
         source = LM_EVAL[name]
         files = tuple(file for pattern in source.files for file in sorted(folder.glob(pattern)))
         return Benchmark(name, files, source.extras)
-    file = next((file for file in _our_files() if file.stem == name), None)
     if file is None:
         near = difflib.get_close_matches(name, names(), n=1, cutoff=0.8)
         hint = f"did you mean {near[0]!r}? " if near else ""
@@ -147,16 +146,11 @@ def find(name: str) -> Benchmark:
     return Benchmark(name, (file,), Extras.parse(_our_definition(file).get("metadata") or {}, f"{file.name}, metadata"))
 
 
-def _our_files() -> list[Path]:
-    """Our YAML files; those whose names begin with _ are there to be included."""
-    return sorted(file for file in OURS.glob("*.yaml") if not file.name.startswith("_"))
-
-
 def _our_definition(file: Path) -> dict[str, Any]:
     """Our YAML file, if it has what every definition needs. Raises: ParameterError."""
     try:
         definition = load_yaml(file, resolve_func=False)
-    except (yaml.YAMLError, ValueError, OSError) as error:
+    except Exception as error:  # of an include, too, lm-eval's reader raises whatever comes
         raise ParameterError(f"{file}: not a task definition ({' '.join(str(error).split())})") from None
     needed = ("task", "dataset_path", "output_type", "doc_to_text", "doc_to_target", "metric_list")
     if missing := [key for key in needed if key not in definition]:
@@ -169,6 +163,8 @@ def _our_definition(file: Path) -> dict[str, Any]:
     if extras.headline and not extras.judge and found.process_results is None and extras.headline not in known:
         outcomes = ", ".join(known)
         raise ParameterError(f"{file.name}, metadata: no metric {extras.headline!r}; its outcomes are {outcomes}")
+    if extras.judge and found.output_type != "generate_until":
+        raise ParameterError(f"{file}: programs are judged that are generated: output_type should be generate_until")
     return definition
 
 
@@ -207,7 +203,22 @@ def documents(config: dict[str, Any], data: Any) -> Dataset:
     if split not in data:
         raise DataError(f"{config['dataset_path']}: has no split {split!r}, only {', '.join(data)}")
     process = config.get("process_docs")
-    return process(data[split]) if process else data[split]
+    if process is None:
+        return data[split]
+    try:
+        found = process(data[split])
+    except Exception as error:
+        raise ParameterError(f"{config['task']}: process_docs fails: {type(error).__name__}: {error}") from None
+    if not isinstance(found, Dataset):
+        raise ParameterError(f"{config['task']}: process_docs gives {type(found).__name__}, should give a Dataset")
+    return found
+
+
+def check_splits(config: dict[str, Any], data: Any) -> None:
+    """Raise `DataError` where the definition names a split that the data lacks."""
+    for field in ("training_split", "validation_split", "test_split", "fewshot_split"):
+        if (split := config.get(field)) and split not in data:
+            raise DataError(f"{config['task']}: {field} is {split!r}; its data has {', '.join(data)}")
 
 
 def check_size(benchmark: Benchmark, sizes: dict[str, int], config: dict[str, Any]) -> None:
@@ -288,7 +299,10 @@ def plain(value: Any) -> Any:
         return [plain(part) for part in value]
     if isinstance(value, partial):
         return plain([value.func, *value.args, value.keywords])
-    return inspect.getsource(value) if callable(value) else value
+    try:
+        return inspect.getsource(value) if callable(value) else value
+    except (TypeError, OSError):
+        raise ParameterError(f"{value!r}: a task file's functions should be plain ones, with a source") from None
 
 
 def describe(name: str, settings: Settings) -> str:

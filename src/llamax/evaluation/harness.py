@@ -9,7 +9,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
-from math import comb, isnan
+from math import comb, isfinite, isnan
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.defaults import DEFAULT_OTHER_SEED
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llamax.errors import DataError, ModelError, ParameterError
+from llamax.errors import DataError, LlamaxError, ModelError, ParameterError
 from llamax.evaluation import definitions
 from llamax.evaluation.backend import Backend, item_of
 from llamax.evaluation.definitions import Benchmark, Settings, describe, find, headline, label, metric_name
@@ -127,6 +127,7 @@ def load_tasks(benchmark: Benchmark, settings: Settings) -> tuple[dict[str, Task
         sizes[name] = len(definitions.documents(config, data(config)))
     definitions.check_size(benchmark, sizes, next(iter(resolved.values())))
     for name, config in sorted(resolved.items()):
+        definitions.check_splits(config, data(config))
         tasks[name] = _task(config, data(config))
     return tasks, definitions.fingerprint(
         benchmark, resolved, [_pool(task) for task in tasks.values()], settings.examples_seed
@@ -219,7 +220,8 @@ def build_requests(
                 task.sampler.sample(n=shots, eval_doc=docs[item] if same_split else None)
             continue
         with _clear_errors(f"{task.config.task}/{item}", docs[item]):
-            prompt = task.fewshot_context(docs[item], num_fewshot=shots)
+            begun = task.doc_to_prefix(docs[item])
+            prompt = task.fewshot_context(docs[item], num_fewshot=shots, gen_prefix=begun)
             for sample in range(samples):
                 requests += _requests(task, docs[item], prompt, item, sample)
     return requests
@@ -227,13 +229,17 @@ def build_requests(
 
 @contextlib.contextmanager
 def _clear_errors(name: str, doc: dict[str, Any]) -> Iterator[None]:
-    """Say which item (its id is `name`) a template of the definition fails on."""
+    """Say which item (its id is `name`) a template or a function of the definition fails on."""
     try:
         yield
+    except LlamaxError:
+        raise
     except TemplateError as error:
         raise ParameterError(f"{name}: a template of its definition: {error}; items have {', '.join(doc)}") from None
     except (ValueError, SyntaxError, IndexError) as error:
         raise DataError(f"{name}: no right answer, or no options ({error})") from None
+    except Exception as error:  # whatever a function of a task file may raise
+        raise ParameterError(f"{name}: its definition fails: {type(error).__name__}: {error}") from None
 
 
 def _requests(task: Task, doc: dict[str, Any], prompt: str, item: int, sample: int) -> list[Instance]:
@@ -244,6 +250,8 @@ def _requests(task: Task, doc: dict[str, Any], prompt: str, item: int, sample: i
     if isinstance(made, list):
         _check_answer(task, doc, f"{task.config.task}/{item}")
         return made
+    if task.config.process_results is None and task.doc_to_target(doc) in (None, "", []):
+        raise DataError(f"{task.config.task}/{item}: has no right answer")
     made.idx = sample
     return [made]
 
@@ -253,6 +261,8 @@ def _check_answer(task: Task, doc: dict[str, Any], item: str) -> None:
     if task.config.process_results is not None:
         return  # it says by itself what is right
     choices, right = task.doc_to_choice(doc), task.doc_to_target(doc)
+    if right == []:
+        raise DataError(f"{item}: has no right answer")
     for answer in right if isinstance(right, list) else [right]:
         if not (answer in choices if isinstance(answer, str) else 0 <= answer < len(choices)):
             raise DataError(f"{item}: its right answer {answer!r} is none of the {len(choices)} options")
@@ -295,14 +305,20 @@ def _scored(part: Part) -> Iterator[Row]:
     """Rows by the task's own filters and metrics."""
     task = part.task
     task._instances = part.requests  # what `build_all_requests` would have made, and `apply_filters` works on
-    task.apply_filters()
+    with _clear_errors(f"{task.config.task}, filters", {}):
+        task.apply_filters()
     metrics = {metric_name(metric["metric"]) for metric in task.config.metric_list}
     for (item, sample), requests in _by_answer(part.requests).items():
         doc, cluster = requests[0].doc, _cluster(part, requests[0])
         for key in requests[0].filtered_resps:
-            results = task.process_results(doc, [request.filtered_resps[key] for request in requests])
-            for metric in sorted(metrics & results.keys()):
-                yield Row(part.name, label(metric, key), item, sample, float(results[metric]), cluster)
+            with _clear_errors(item, doc):
+                results = task.process_results(doc, [request.filtered_resps[key] for request in requests])
+                scores = {metric: float(results[metric]) for metric in sorted(metrics & results.keys())}
+            if not scores or not all(map(isfinite, scores.values())):
+                found = ", ".join(f"{name} {value}" for name, value in results.items())
+                raise ParameterError(f"{item}: scored with {found}; its definition names {', '.join(metrics)}")
+            for metric, score in scores.items():
+                yield Row(part.name, label(metric, key), item, sample, score, cluster)
 
 
 def _by_answer(requests: Iterable[Instance]) -> dict[tuple[str, int], list[Instance]]:
@@ -350,8 +366,9 @@ def draws_examples(task: Task) -> bool:
 
 def confidences(part: Part) -> Iterator[tuple[str, str, float, float, str]]:
     """(benchmark, item, probability that the model gave to what it chose, whether it was right, cluster) of each item
-    that is a choice of one right option, by the sums of its options' log-probabilities."""
-    if part.task.config.output_type != "multiple_choice":
+    that is a choice of one right option, by the sums of its options' log-probabilities, where these decide."""
+    doubled = "acc_mutual_info" in map(metric_name, (m["metric"] for m in part.task.config.metric_list))
+    if part.task.config.output_type != "multiple_choice" or headline(part.name) != "acc" or doubled:
         return
     right = {row.item: row.outcome for row in _scored(part) if row.metric == headline(part.name)}
     if not set(right.values()) <= {0.0, 1.0}:

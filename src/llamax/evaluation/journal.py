@@ -35,9 +35,10 @@ class Journal:
             for line in file.read_bytes().split(b"\n"):
                 try:
                     key, answer = json.loads(line)
-                    self.known[key] = answer
-                except (ValueError, TypeError):
+                except (ValueError, TypeError, RecursionError):
                     continue
+                if isinstance(key, str):
+                    self.known[key] = answer
 
     def write(self, key: str, answer: Any) -> None:
         """Append an answer that is new; it is the system's once this returns, so a killed process does not lose it."""
@@ -49,8 +50,13 @@ class Journal:
                 self.stream = open(self.file, "ab", buffering=0)  # noqa: SIM115 - open as long as this object
                 self.stream.write(b"\n" if torn else b"")
             line = json.dumps([key, answer]).encode() + b"\n"
-            while line:  # a disk that fills up takes a part of it, without an error
-                line = line[self.stream.write(line) :]
+            try:
+                while line:  # a disk that fills up takes a part of it, without an error
+                    line = line[self.stream.write(line) :]
+            except OSError:
+                self.stream.close()
+                del self.stream  # the next answer, if there is one, begins a line of its own
+                raise
         self.known[key] = answer
 
     def key_of_pair(self, pair: Pair) -> str:

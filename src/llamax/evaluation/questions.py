@@ -39,7 +39,9 @@ def questions(name: str) -> list[Question]:
 
 def _options(doc: dict[str, Any], prompt: str) -> str:
     """The options of an item, one a line: columns (`choices`, or A, B, ...) that the prompt shows; else none."""
-    choices = doc.get("choices") or [doc[letter] for letter in LETTERS if letter in doc]
+    choices = doc.get("choices")
+    if not choices or not isinstance(choices, list):
+        choices = [doc[letter] for letter in LETTERS if letter in doc]
     return "\n".join(map(str, choices)) if all(str(choice) in prompt for choice in choices) else ""
 
 

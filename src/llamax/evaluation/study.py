@@ -285,6 +285,6 @@ def ranks() -> int:
     Raises: ParameterError: not a number from 1.
     """
     wanted = os.environ.get("LLAMAX_RANKS") or str(max(1, torch.cuda.device_count()))
-    if not wanted.isdigit() or int(wanted) < 1:
+    if not wanted.isdecimal() or int(wanted) < 1:
         raise ParameterError(f"LLAMAX_RANKS={wanted}: want a number of processes from 1")
     return int(wanted)

@@ -14,6 +14,13 @@ from pydantic import ConfigDict, Field, PositiveInt, StrictInt, ValidationError,
 from llamax.config import Parameters, explain
 from llamax.errors import ParameterError
 
+PER_ITEM = {
+    "multiple_choice": ("acc", "acc_norm", "acc_bytes", "acc_mutual_info"),
+    "generate_until": ("exact_match",),
+    "loglikelihood": ("acc",),
+}
+"""Metrics of lm-eval's that score a single item, by the kind of question."""
+
 Function = Any  # what `!function` names; before it is imported, the name
 Template = Any  # a Jinja template, a column's name, or a function
 
@@ -52,19 +59,19 @@ class Filter(Parameters):
 
 
 class Generation(Parameters):
-    """`generation_kwargs`; what else stands there is lm-eval's, such as do_sample."""
-
-    model_config = ConfigDict(extra="allow")
+    """`generation_kwargs`. Answers are greedy, or sampled as a run says (`Settings`), not as a file does."""
 
     until: str | tuple[str, ...] = ()
     max_gen_toks: PositiveInt | None = None
+    do_sample: Literal[False] = False
+    temperature: Literal[0, 0.0] = 0.0
 
 
 class TaskFile(Parameters):
     """The fields of lm-eval's `TaskConfig` that are honoured here."""
 
     task: str
-    dataset_path: str
+    dataset_path: str = Field(min_length=1)
     output_type: Literal["multiple_choice", "generate_until", "loglikelihood"]
     doc_to_text: Template
     doc_to_target: Template
@@ -87,7 +94,9 @@ class TaskFile(Parameters):
     fewshot_config: dict[str, Any] | None = None
     num_fewshot: StrictInt | None = Field(None, ge=0)
     generation_kwargs: Generation | None = None
-    filter_list: list[Filter] | None = None
+    filter_list: list[Filter] | None = Field(None, min_length=1)
+    repeats: Literal[1] = 1
+    unsafe_code: bool = False
     gen_prefix: str | None = None
     should_decontaminate: bool = False
     doc_to_decontamination_query: str | None = None
@@ -101,6 +110,20 @@ class TaskFile(Parameters):
                 env.from_string(value)
             except TemplateError as error:
                 raise ValueError(f"the template cannot be read: {error}") from None
+        return value
+
+    @field_validator("doc_to_text")
+    @classmethod
+    def _asks(cls, value: Any) -> Any:
+        if not isinstance(value, str) and not callable(value):
+            raise ValueError("should be a template, a column's name, or a function")
+        return value
+
+    @field_validator("doc_to_choice")
+    @classmethod
+    def _are_texts(cls, value: Any) -> Any:
+        if isinstance(value, list) and not all(isinstance(one, str) for one in value):
+            raise ValueError("options should be texts; YAML reads yes, no and 1 as something else: quote them")
         return value
 
     @model_validator(mode="after")
@@ -127,30 +150,32 @@ def check(file: Path, definition: dict[str, Any]) -> TaskFile:
         found = TaskFile.model_validate(definition)
     except ValidationError as error:
         raise ParameterError(explain(error, TaskFile, str(file))) from None
+    except RecursionError:
+        raise ParameterError(f"{file}: nested too deeply") from None
     judged = (found.metadata or {}).get("judge")  # its functions and metrics are not used
-    if not judged:
-        _check_functions(file)
+    resolved = definition if judged else _with_functions(file)
     if not judged and found.process_results is None:
-        _check_metrics(file, found)
+        _check_metrics(file, found, resolved)
     return found
 
 
-def _check_functions(file: Path) -> None:
-    """Raises: ParameterError: what a `!function` names cannot be imported."""
+def _with_functions(file: Path) -> dict[str, Any]:
+    """The definition with its functions. Raises: ParameterError: what a `!function` names cannot be imported."""
     try:
-        load_yaml(file, resolve_func=True)
+        return load_yaml(file, resolve_func=True)
     except Exception as error:  # whatever a module may raise when it is imported
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ParameterError(f"{file}: a !function of it cannot be imported ({reason})") from None
 
 
-def _check_metrics(file: Path, found: TaskFile) -> None:
-    """Raises: ParameterError: a metric that lm-eval does not have, which it would look for on the hub."""
-    import lm_eval.api.metrics  # noqa: F401  (fills the registry)
-    from lm_eval.api.registry import metric_registry
-
-    for one in found.metric_list:
-        known = isinstance(one.metric, str) and (one.metric in metric_registry or "/" in one.metric)
-        if not known and not callable(one.metric):
-            names = ", ".join(sorted(metric_registry.keys()))
-            raise ParameterError(f"{file}: lm-eval has no metric {one.metric!r}; it has {names}")
+def _check_metrics(file: Path, found: TaskFile, resolved: dict[str, Any]) -> None:
+    """Raises: ParameterError: a metric that gives no number for each single item of this kind."""
+    known = PER_ITEM[found.output_type]
+    for entry in resolved["metric_list"]:
+        metric = entry["metric"]
+        if metric not in known and not (callable(metric) and found.output_type == "generate_until"):
+            own = ", or a function of one's own" if found.output_type == "generate_until" else ""
+            raise ParameterError(
+                f"{file}: metric {metric!r} gives no number for each item of {found.output_type}; "
+                f"these do: {', '.join(known)}{own}; others go by process_results"
+            )

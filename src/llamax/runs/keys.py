@@ -5,7 +5,7 @@ A key is the sha256 of its parts, and the parts are kept beside it so that a sta
 - `notebook`: its code cells, the parameters cell left out;
 - `llamax.…`: each module that the notebook or the direction's config reaches by import, however deep;
 - `parameters`: the resolved config;
-- `data …`, `model …`: the fingerprint of each data set and model that the config names;
+- `data …`, `model …`, `file …`: the fingerprint of each data set, model and other file that the config names;
 - `lock file`: `constraints.txt`.
 
 Code counts by its syntax tree: comments, docstrings, blank lines and formatting do not move a key.
@@ -68,6 +68,7 @@ def input_parts(config: Config, *, lenient: bool = False) -> dict[str, str]:
     for kind, names, fingerprint in [
         ("data", config.datasets(), data_fingerprint),
         ("model", config.models(), model_fingerprint),
+        ("file", getattr(config, "files", list)(), lambda name: files.sha256_file(Path(name))),
     ]:
         for name in names:
             label = Path(name).name if Path(name).is_absolute() else name

@@ -216,7 +216,8 @@ def _gather(rows: Iterable[tuple[str, Any]], name: str, columns: Columns, where:
                 values[key][value] = None
             continue
         kept += 1
-        item = "/".join(_label(row, column, at) for column in columns.item)
+        names = [_label(row, column, at) for column in columns.item]
+        item = "/".join(name.replace("/", "//") for name in names) if len(names) > 1 else names[0]
         sample = _label(row, columns.sample, at) if columns.sample else ""
         answers = found.setdefault(item, {})
         if sample in answers:
@@ -303,7 +304,7 @@ def _outcome(row: Mapping[str, Any], column: str, at: str) -> float:
 
 def _parsed(text: str) -> float:
     try:
-        return float(text)
+        return math.nan if "_" in text else float(text)  # Python would read 1_0 as 10
     except ValueError:
         return math.nan
 

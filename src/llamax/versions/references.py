@@ -6,10 +6,10 @@ the prompt. So a score is placed among those of its own protocol, or not at all.
 
 import functools
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from llamax.config import Config
 from llamax.errors import GateError
@@ -32,6 +32,22 @@ class Scores(Config):
     unit: Unit = "percent"
     settings: dict[str, str] = Field(default_factory=dict)
     source: str = ""
+
+    @field_validator("scores", mode="before")
+    @classmethod
+    def _are_numbers(cls, value: Any) -> Any:
+        for title, score in value.items() if isinstance(value, dict) else ():
+            if isinstance(score, bool):
+                raise ValueError(f"{title} should be a number; YAML reads yes and no as true and false")
+        return value
+
+    @model_validator(mode="after")
+    def _are_scores(self) -> Self:
+        top = 100 / PER_UNIT[self.unit]
+        for title, score in self.scores.items():
+            if not 0 <= score <= top:
+                raise ValueError(f"{title} = {score}: a score in {self.unit} lies from 0 to {top:g}")
+        return self
 
 
 class ReferenceSet(Config):

@@ -28,6 +28,8 @@ def test_plan_without_answers_only_says_what_it_takes(tmp_path, monkeypatch):
 
 def test_answers_plan_votes_analysis(tmp_path):
     first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    for bad in (tmp_path, tmp_path / "first.csv"):
+        assert "should be a file whose name ends in .jsonl" in run("answers", "nano", "--out", bad, "--limit", 5)
     said = run("answers", "nano", "--out", first, "--limit", 5, "--max-new-tokens", 8)
     assert "answers of nano to 5 prompts" in said
     rows = [json.loads(line) for line in first.read_text().splitlines()]
@@ -36,6 +38,7 @@ def test_answers_plan_votes_analysis(tmp_path):
     arguments = [f"{NAMES[0]}={first}", second, "--limit", 5, "--raters", 2]
     assert "--out is missing" in run("plan", *arguments)
     said = run("plan", *arguments, "--out", study)
+    assert "is replaced" not in said and "is replaced" in run("plan", *arguments, "--out", study)
     assert f"{NAMES[0]} (candidate) against second" in said and "5 prompts of nano" in said
     assert "no votes yet" in run("analyse", study)
     from llamax.evaluation.human.plan import read_plan

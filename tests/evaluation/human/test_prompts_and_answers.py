@@ -81,6 +81,7 @@ def test_prompts_without_local_data_say_what_to_set(monkeypatch):
         ),
         ([{"id": "a", "text": "x"}], r"line 1: should have id and prompt, found id, text"),
         ([{"id": "a", "prompt": 7}], r"line 1: parameter 'turns.0'"),
+        ([{"id": "a", "prompt": ""}], r"line 1: parameter 'turns.0' = ''"),
         ([["a", "b"]], r"line 1: should be an object with id and prompt, found list"),
         ([{"id": ["a"], "prompt": "x"}], r"line 1: parameter 'id'"),
         ([{"id": "a", "instruction": 7, "instances": [{"input": ""}]}], r"line 1: instruction should be a text, found"),

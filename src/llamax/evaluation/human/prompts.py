@@ -8,7 +8,7 @@ a .jsonl file    rows of `id` and `prompt`, a text or a list of turns
 
 from collections.abc import Iterator
 from itertools import chain, zip_longest
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
@@ -26,7 +26,7 @@ class Prompt(Config):
     """One test item: what a user says, turn by turn; the model answers each turn."""
 
     id: str = Field(min_length=1)
-    turns: tuple[str, ...] = Field(min_length=1)
+    turns: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=1)
 
 
 def read_prompts(source: str, *, turns: int = 1, limit: int | None = None) -> list[Prompt]:
