@@ -125,7 +125,8 @@ def spread(study: "Study") -> pd.DataFrame:
         table = group.pivot_table(index="item", columns="setting", values="outcome")
         means = table.mean()
         error = statistics.mean(table.iloc[:, 0].to_numpy()).standard_error
-        deviation = float(means.std(ddof=1)) if means.nunique() > 1 else 0.0  # of equal ones it would be a rounding error
+        # Of equal means it is 0, and not the rounding error that their deviation from their mean would be.
+        deviation = float(means.std(ddof=1)) if means.nunique() > 1 else 0.0
         rows.append((model, name, kind, len(means), means.min(), means.max(), deviation, len(table), error))
     columns = ["model", "benchmark", "kind", "settings", "lowest", "highest", "deviation", "items", "error"]
     return pd.DataFrame(rows, columns=columns)
