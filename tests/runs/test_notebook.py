@@ -21,7 +21,10 @@ def command(*arguments):
 
 
 def start(*arguments):
-    return subprocess.Popen(command("run", "toy", *arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    """Ctrl-C reaches it even if the tests themselves run in the background, where a shell lets it be ignored."""
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command("run", "toy", *arguments), preexec_fn=heed, **nowhere)
 
 
 def wait_for_work(home, seconds=120):
