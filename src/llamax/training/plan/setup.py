@@ -12,6 +12,7 @@ class PlanData(NamedTuple):
 
     length: tokens of a row. packing: rows are full of documents; else a row is one document, padded in its batch.
     documents: in one epoch. mean_document: their mean length in tokens. supervised: share of tokens that are targets.
+    pairs: mean of `n (n + 1) / 2` over documents, which attention costs; else that of the mean length, which is less.
     """
 
     length: int
@@ -19,6 +20,7 @@ class PlanData(NamedTuple):
     documents: int | None = None
     mean_document: float | None = None
     supervised: float = 1.0
+    pairs: float | None = None
 
     @property
     def tokens(self) -> float | None:
