@@ -25,7 +25,7 @@ from llamax.training.engines import make_engine
 from llamax.training.loop import fit, micro_batches, rows_of_step
 from llamax.training.lora import apply_lora
 from llamax.training.objectives import next_token_loss
-from llamax.training.ranks import free_port
+from llamax.training.ranks import free_port, leave
 from llamax.training.worker import whole_model
 
 PAD = 0
@@ -145,3 +145,4 @@ if __name__ == "__main__":
     for case in json.loads(sys.argv[1]):
         Path(case["out"]).mkdir(parents=True, exist_ok=True)
         distributed_gradients(case) if case.get("gradients") else training(case)
+    leave()
