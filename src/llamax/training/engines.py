@@ -141,16 +141,32 @@ def laid_over(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def prepare_deepspeed() -> None:
+    """Where there is no GPU: what DeepSpeed wants to hear before it starts ranks on the CPU."""
+    import deepspeed
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+    if deepspeed.get_accelerator().device_name() != "cpu":
+        return
+    # Its shared-memory collectives would be compiled at the first start (a minute, and only with a compiler)
+    # and leave segments behind after kill -9; gloo serves.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+    class Cpu(CPU_Accelerator):
+        def is_fp16_supported(self) -> bool:
+            """DeepSpeed asks for the instruction; torch computes without it, slowly: enough for a rehearsal."""
+            return True
+
+    deepspeed.accelerator.set_accelerator(Cpu())
+
+
 class DeepSpeedEngine:
     """Many ranks: ZeRO stages 0 to 3, offload. Needs the launcher's environment (RANK, WORLD_SIZE, MASTER_ADDR...)."""
 
     def __init__(self, model: nn.Module, objective: Objective, config: TrainConfig):
         import deepspeed
 
-        if deepspeed.get_accelerator().device_name() == "cpu":
-            # Its shared-memory collectives would be compiled at the first start (a minute, and only with a compiler)
-            # and leave segments behind after kill -9; gloo serves.
-            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        prepare_deepspeed()
         self.config = config
         self.overflowed = False
         settings = deepspeed_config(config, model.config.get_text_config().hidden_size)

@@ -61,6 +61,8 @@ def fit(
             grad_norm, applied = engine.step(wanted)
             if not engine.overflowed:
                 break
+            if engine.rank == 0:
+                print(f"step {step}: a gradient overflowed in fp16: repeated at half the loss scale", flush=True)
         loss = engine.total(loss_sum) / supervised
         assert_rate_moves(applied, wanted, step)
         assert_finite(loss, grad_norm, step)
