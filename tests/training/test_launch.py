@@ -168,3 +168,17 @@ def test_where_a_job_runs_is_said_by_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("LLAMAX_PORT", "x")
     with pytest.raises(LaunchError, match="LLAMAX_PORT=x"):
         launcher.place(2)
+
+
+def test_a_rank_that_is_done_ends_well_whatever_its_threads_do(tmp_path):
+    """Python takes itself down badly where threads live on (here: one that is never joined)."""
+    text = (
+        "import os, sys, threading, time\n"
+        "from llamax.training.ranks import rank_of\n"
+        "threading.Thread(target=time.sleep, args=(600,)).start()\n"
+        "with rank_of('job.json') as (rank, ranks):\n"
+        "    print('rank', rank, 'of', ranks, end='')\n"
+    )
+    environment = os.environ | {"RANK": "1", "WORLD_SIZE": "2"}
+    done = subprocess.run([sys.executable, "-c", text], env=environment, cwd=tmp_path, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, b"rank 1 of 2"), done.stderr.decode()

@@ -20,7 +20,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from llamax.errors import LaunchError
 from llamax.files import locate, write_atomic
@@ -190,7 +190,10 @@ def _check_port(port: int) -> int:
 
 @contextlib.contextmanager
 def rank_of(job_file: str) -> Iterator[tuple[int, int]]:
-    """Rank and number of ranks, as the launcher's environment names them; exit status 1 and a traceback on failure."""
+    """Rank and number of ranks, as the launcher's environment names them. The process ends with the block (`leave`).
+
+    Failure leaves a traceback and exit status 1.
+    """
     if "--parent-on-stdin" in sys.argv:
         threading.Thread(target=_exit_with_parent, daemon=True).start()
     rank = int(os.environ["RANK"])
@@ -202,6 +205,20 @@ def rank_of(job_file: str) -> Iterator[tuple[int, int]]:
         failed = {"time": time.time(), "traceback": text}
         write_atomic(Path(job_file).parent / f"error-{rank}.json", json.dumps(failed))
         os._exit(1)  # not sys.exit: leaving a process group in good order can wait for ranks that are gone
+    leave()
+
+
+def leave() -> NoReturn:
+    """End this process, its work done and its files closed.
+
+    Not by running off the end: where threads of torch or gloo are still alive when Python takes itself down, the
+    process now and then aborts, and a finished run would count as failed.
+    """
+    if "torch" in sys.modules and (distributed := sys.modules["torch"].distributed).is_initialized():
+        distributed.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _exit_with_parent() -> None:

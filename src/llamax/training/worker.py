@@ -97,8 +97,6 @@ def main(job_file: str) -> None:
             write_atomic(folder / "history.json", history.to_json())
         else:
             run_job(job)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
