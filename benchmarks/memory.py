@@ -207,7 +207,9 @@ def as_table(rows: list[dict[str, Any]]) -> str:
     lines = ["| case | planned | counted | error | resident | decided by |", "|---|---:|---:|---:|---:|---|"]
     for found in rows:
         planned, counted, resident = (f"{found[key] / 2**20:,.1f}" for key in ("planned", "counted", "resident"))
-        lines.append(f"| {found['case']} | {planned} | {counted} | {found['error']:+.1%} | {resident} | {found['at']} |")
+        lines.append(
+            f"| {found['case']} | {planned} | {counted} | {found['error']:+.1%} | {resident} | {found['at']} |"
+        )
     worst = max(abs(found["error"]) for found in rows)
     return "\n".join([*lines, "", f"Sizes in MiB, per rank. Largest error: {worst:.1%}."])
 

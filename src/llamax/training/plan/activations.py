@@ -88,5 +88,3 @@ def recomputed(shape: Shape, setup: Setup) -> float:
     """Bytes per token of the one layer whose backward runs; in fp32 its first norm reads the kept input itself."""
     shared = setup.gradient_checkpointing and setup.element == FP32
     return layer(shape, setup).total - (FP32 * shape.hidden if shared else 0)
-
-

@@ -105,10 +105,7 @@ def parse_hardware(text: str, host_memory: str | None = None, disk: str | None =
         raise ParameterError(f"--gpus {text!r}: write COUNTxGPU such as 8xV100-32GB, or 3x8xA100-40GB for three nodes")
     nodes, per_node = counts if len(counts) == 2 else (1, *counts)
     gpu = find_gpu(found[3].strip())
-    sizes = [
-        size and parse_bytes(size, option)
-        for size, option in ((host_memory, "--host-memory"), (disk, "--disk"))
-    ]
+    sizes = [size and parse_bytes(size, option) for size, option in ((host_memory, "--host-memory"), (disk, "--disk"))]
     return Hardware(gpu, nodes, per_node, sizes[0] or None, sizes[1] or None)
 
 

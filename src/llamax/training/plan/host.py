@@ -12,11 +12,10 @@ gathers the model on rank 0 and rebuilds it: two copies beside whatever training
 
 from typing import NamedTuple
 
-from llamax.training.buckets import zero_buckets
 from llamax.training.plan.hardware import GIB, Hardware
 from llamax.training.plan.setup import FP32, PlanData, Setup
 from llamax.training.plan.shapes import Shape
-from llamax.training.plan.states import counts
+from llamax.training.plan.states import counts, overflow_check
 
 PROCESS = int(2.5 * GIB)
 """Host bytes of one rank's Python, torch and CUDA libraries; assumed."""
@@ -41,6 +40,9 @@ def host(shape: Shape, setup: Setup, hardware: Hardware, data: PlanData) -> Host
     ranks = max(1, setup.ranks // hardware.nodes)
     always = {"processes": PROCESS * ranks, "data set": TOKEN * ranks * (data.tokens or 0)}
     training = {name: size * ranks for name, size in offloaded(shape, setup).items()}
+    step = (
+        overflow_check(setup, counts(shape, setup).trainable / setup.shards) * ranks if setup.offload_optimizer else 0
+    )
     model = setup.element * sum(counts(shape, setup))
     if setup.zero_stage == 3:
         share = setup.element * sum(counts(shape, setup)) / setup.ranks if setup.offload_parameters else 0
@@ -50,7 +52,7 @@ def host(shape: Shape, setup: Setup, hardware: Hardware, data: PlanData) -> Host
     saving = 2 * setup.element * shape.parameters
     moments = {
         "loading": always | {"model while loading": loading},
-        "training": always | training,
+        "optimizer step": always | training | ({"search for fp16 overflow": step} if step else {}),
         "final save": always | training | {"model gathered and rebuilt on rank 0": saving},
     }
     at = max(moments, key=lambda name: sum(moments[name].values()))
@@ -64,7 +66,7 @@ def offloaded(shape: Shape, setup: Setup) -> dict[str, float]:
     found: dict[str, float] = {}
     pinned: list[float] = []
     if setup.offload_optimizer:
-        groups = sub_groups(share, zero_buckets(shape.hidden)["sub_group_size"]) if setup.zero_stage == 3 else [share]
+        groups = sub_groups(share, setup.bucket("sub_group_size", shape.hidden)) if setup.zero_stage == 3 else [share]
         found |= {"offloaded master weights": FP32 * share, "offloaded moments": 2 * FP32 * share}
         if setup.zero_stage == 3:
             found["offloaded gradients, summed (pinned)"] = FP32 * share
@@ -100,5 +102,7 @@ def disk(shape: Shape, setup: Setup) -> dict[str, float]:
     weights = (2 if setup.precision != "fp32" else FP32) * shape.parameters
     found = {"final model": float(weights), "base model, cached": 2.0 * shape.parameters}
     if setup.checkpoint_every:
-        found[f"checkpoints ({setup.keep_checkpoints} kept, and one being written)"] = one * (setup.keep_checkpoints + 1)
+        found[f"checkpoints ({setup.keep_checkpoints} kept, and one being written)"] = one * (
+            setup.keep_checkpoints + 1
+        )
     return found

@@ -47,7 +47,11 @@ def plan(
         )
     if mfu is not None and not 0 < mfu <= 1:
         raise ParameterError(f"mfu {mfu:g}: should be above 0 and at most 1, such as 0.4")
-    for name, value, low in (("length", data.length, 2), ("documents", data.documents, 1), ("mean_document", data.mean_document, 1)):
+    for name, value, low in (
+        ("length", data.length, 2),
+        ("documents", data.documents, 1),
+        ("mean_document", data.mean_document, 1),
+    ):
         if value is not None and value < low:
             raise ParameterError(f"{name} {value:g}: should be at least {low}")
     return Plan(

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple, Self
 
+from llamax.training.buckets import zero_buckets
 from llamax.training.config import LoraConfig
 
 FP32 = 4  # bytes
@@ -38,8 +39,8 @@ class Setup(NamedTuple):
     """A run. Fields are those of `TrainConfig`, and of the data; `micro_steps` is the gradient accumulation.
 
     masked: rows hold several documents, so attention gets a mask. supervised: largest share of targets in a forward.
-    attention: 'sdpa' (fused kernels, no matrix of scores) or 'eager'. pinned_rounding: torch gives pinned host memory
-    in powers of two, which it does unless `PYTORCH_ALLOC_CONF=pinned_max_round_threshold_mb:1`.
+    buckets: ZeRO's sizes that `deepspeed_json` sets. attention: 'sdpa' (fused kernels, no matrix of scores) or 'eager'.
+    pinned_rounding: torch gives pinned host memory in powers of two, unless told not to (`verdict.ROUNDING_OFF`).
     """
 
     precision: str = "bf16"
@@ -61,6 +62,7 @@ class Setup(NamedTuple):
     max_steps: int | None = None
     keep_checkpoints: int = 2
     checkpoint_every: int = 0
+    buckets: tuple[tuple[str, int], ...] = ()
 
     @classmethod
     def of(cls, train: Any, data: PlanData, **changes: Any) -> Self:
@@ -71,6 +73,8 @@ class Setup(NamedTuple):
         fields = {name: getattr(train, name) for name in cls._fields if hasattr(train, name)}
         fields |= {"length": data.length, "masked": data.packing}
         fields |= {"supervised": data.supervised if data.packing else 1.0}
+        zero = getattr(train, "deepspeed_json", {}).get("zero_optimization", {})
+        fields |= {"buckets": tuple((name, int(zero[name])) for name in zero_buckets(1) if name in zero)}
         return cls(**(fields | changes))
 
     @property
@@ -82,6 +86,10 @@ class Setup(NamedTuple):
     def micro_steps(self) -> int:
         """Forwards of one rank per optimizer step."""
         return max(1, self.batch_size // (self.micro_batch * self.ranks))
+
+    def bucket(self, name: str, hidden: int) -> int:
+        """Elements of ZeRO's buffer `name` for a model of width `hidden`."""
+        return (zero_buckets(hidden) | dict(self.buckets))[name]
 
     @property
     def tokens(self) -> int:

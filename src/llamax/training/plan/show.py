@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from llamax.training.plan.hardware import show_bytes
+from llamax.training.plan.hardware import Hardware, show_bytes
 from llamax.training.plan.planning import Plan
 from llamax.training.plan.setup import Setup
 from llamax.training.plan.verdict import Needs, offloaded
@@ -46,7 +46,9 @@ def _memory(needs: Needs, plan: Plan) -> list[str]:
     lines = [f"{title:48} {'backward':>12} {'step':>12}   (backward: its largest moment, {worst})"]
     for name in names:
         lines.append(f"  {_marked(name):46} {_cell(both[0].get(name, 0))} {_cell(both[1].get(name, 0))}")
-    lines.append(f"  {'total':46} {_cell(sum(both[0].values()))} {_cell(sum(both[1].values()))}" + _of(plan.hardware.gpu.memory))
+    lines.append(
+        f"  {'total':46} {_cell(sum(both[0].values()))} {_cell(sum(both[1].values()))}" + _of(plan.hardware.gpu.memory)
+    )
     lines += ["", f"host memory of a node, in the {needs.host.at}"]
     lines += [f"  {_marked(name):46} {_cell(size)}" for name, size in needs.host.terms.items() if size]
     lines.append(f"  {'total':46} {_cell(needs.host.peak)}" + _of(plan.hardware.host_memory))
@@ -64,7 +66,8 @@ def _compute(plan: Plan) -> list[str]:
         f"  model {flops.model:.3g} (matrices {flops.matrices:.3g}, attention {flops.attention:.3g}, "
         f"head {flops.head:.3g}); recomputed, not counted: {flops.recomputed:.3g}",
         f"  MFU {found.mfu:.0%}, {found.source}",
-        f"  {found.per_second:,.0f} tokens/s" + (f"; host optimizer and bus {found.offload:.1f} s a step" if found.offload else ""),
+        f"  {found.per_second:,.0f} tokens/s"
+        + (f"; host optimizer and bus {found.offload:.1f} s a step" if found.offload else ""),
     ]
     if found.seconds is None:
         return [*lines, "  time: say how much data there is (--examples with --mean-tokens, or --tokens)"]
@@ -76,16 +79,18 @@ def _compute(plan: Plan) -> list[str]:
 
 def _verdict(plan: Plan) -> list[str]:
     verdict = plan.verdict
-    lines = [f"verdict: {verdict.answer}" + (f" ({offloaded(plan.setup)})" if verdict.answer == "fits with offload" else "")]
+    lines = [
+        f"verdict: {verdict.answer}" + (f" ({offloaded(plan.setup)})" if verdict.answer == "fits with offload" else "")
+    ]
     lines += [f"  {line}" for line in verdict.why]
-    if verdict.changes and verdict.then:
-        lines.append(f"the smallest change that fits: {'; '.join(verdict.changes)}")
-        then, gpu = verdict.then, verdict.hardware.gpu
-        lines.append(f"  GPU memory: {show_bytes(then.device.peak)} of {show_bytes(gpu.memory)}, in the {then.device.at}")
-        limit = verdict.hardware.host_memory
+    for number, way in enumerate(verdict.ways):
+        what = "the smallest that trains all weights" if number else "the smallest change that fits"
+        lines.append(f"{what}: {'; '.join(way.changes)}")
+        device, gpu, limit = way.needs.device, way.hardware.gpu, way.hardware.host_memory
+        lines.append(f"  GPU memory: {show_bytes(device.peak)} of {show_bytes(gpu.memory)}, in the {device.at}")
         of = f" of {show_bytes(limit)}" if limit else ""
-        lines.append(f"  host memory of a node: {show_bytes(then.host.peak)}{of}, in the {then.host.at}")
-    elif verdict.answer == "does not fit":
+        lines.append(f"  host memory of a node: {show_bytes(way.needs.host.peak)}{of}, in the {way.needs.host.at}")
+    if verdict.answer == "does not fit" and not verdict.ways:
         lines.append("no change that was tried makes it fit: another GPU, or more host memory or disk")
     if not plan.hardware.host_memory:
         lines.append("  host memory was not given (--host-memory), so it was not judged")
@@ -94,38 +99,40 @@ def _verdict(plan: Plan) -> list[str]:
 
 def as_json(plan: Plan) -> dict[str, Any]:
     """All of it as JSON values, sizes in bytes."""
-    verdict = plan.verdict
+    verdict, flops = plan.verdict, plan.compute.flops
     return {
         "shape": plan.shape._asdict(),
         "setup": _setup(plan.setup),
         "hardware": _hardware(plan.hardware),
         "data": plan.data._asdict(),
         "parameters": plan.counts._asdict(),
-        "device": plan.needs.device._asdict(),
-        "host": plan.needs.host._asdict(),
-        "disk": plan.needs.disk,
-        "compute": plan.compute._asdict() | {"flops": plan.compute.flops._asdict() | {"model": plan.compute.flops.model}},
+        **_needs(plan.needs),
+        "compute": plan.compute._asdict() | {"flops": flops._asdict() | {"model": flops.model}},
         "verdict": {
             "answer": verdict.answer,
             "why": list(verdict.why),
-            "changes": list(verdict.changes),
-            "then": verdict.then
-            and {
-                "setup": _setup(verdict.setup),
-                "hardware": _hardware(verdict.hardware),
-                "device": verdict.then.device._asdict(),
-                "host": verdict.then.host._asdict(),
-                "disk": verdict.then.disk,
-            },
+            "ways": [
+                {
+                    "changes": list(way.changes),
+                    "setup": _setup(way.setup),
+                    "hardware": _hardware(way.hardware),
+                    **_needs(way.needs),
+                }
+                for way in verdict.ways
+            ],
         },
     }
+
+
+def _needs(needs: Needs) -> dict[str, Any]:
+    return {"device": needs.device._asdict(), "host": needs.host._asdict(), "disk": needs.disk}
 
 
 def _setup(setup: Setup) -> dict[str, Any]:
     return setup._asdict() | {"lora": setup.lora and setup.lora.model_dump(mode="json")}
 
 
-def _hardware(hardware: Any) -> dict[str, Any]:
+def _hardware(hardware: Hardware) -> dict[str, Any]:
     return hardware._asdict() | {"gpu": hardware.gpu._asdict()}
 
 

@@ -15,9 +15,13 @@ With the optimizer offloaded, masters, moments and gradients are in host memory 
 
 from typing import NamedTuple
 
-from llamax.training.buckets import zero_buckets
 from llamax.training.plan.setup import FP32, Setup
 from llamax.training.plan.shapes import Shape
+
+REDUCE_BUCKET = 5 * 10**8
+"""Elements of a reduce bucket where the engine sets none, under ZeRO-1 and 2: DeepSpeed's default."""
+OVERFLOW = 5
+"""Bytes per gradient that `torch.isinf` takes when fp16 gradients are searched for overflow: their size, and a bool."""
 
 
 class Counts(NamedTuple):
@@ -67,33 +71,36 @@ def live(shape: Shape, setup: Setup) -> float:
     """Bytes of whole parameters that ZeRO-3 keeps gathered: up to `stage3_max_live_parameters`, a matrix at least."""
     if setup.zero_stage != 3:
         return 0
-    limit = zero_buckets(shape.hidden)["stage3_max_live_parameters"]
+    limit = setup.bucket("stage3_max_live_parameters", shape.hidden)
     return setup.element * min(sum(counts(shape, setup)), max(limit, shape.embedding, shape.largest_matrix))
 
 
 def gather(shape: Shape, setup: Setup) -> float:
     """Bytes of the flat tensor in which prefetched parameters arrive, before they are copied apart."""
-    return setup.element * _within(shape, setup, "stage3_prefetch_bucket_size") if setup.zero_stage == 3 else 0
+    if setup.zero_stage != 3:
+        return 0
+    return setup.element * min(setup.bucket("stage3_prefetch_bucket_size", shape.hidden), sum(counts(shape, setup)))
 
 
 def reduce(shape: Shape, setup: Setup) -> float:
-    """Bytes of the buckets in which gradients wait to be reduced: two under ZeRO-1 and 2 on a GPU, which overlap."""
+    """Bytes of the buckets in which gradients wait to be reduced: two under ZeRO-1 and 2, which overlap on a GPU."""
     if not setup.zero_stage:
         return 0
-    buckets = 1 if setup.zero_stage == 3 else 2
-    return setup.element * buckets * zero_buckets(shape.hidden)["reduce_bucket_size"]
-
-
-def _within(shape: Shape, setup: Setup, bucket: str) -> int:
-    """Elements of a bucket, no more than there are parameters."""
-    return min(zero_buckets(shape.hidden)[bucket], sum(counts(shape, setup)))
+    if setup.zero_stage < 3:
+        return setup.element * 2 * dict(setup.buckets).get("reduce_bucket_size", REDUCE_BUCKET)
+    return setup.element * setup.bucket("reduce_bucket_size", shape.hidden)
 
 
 def step_copy(shape: Shape, setup: Setup, *, on_cpu: bool) -> float:
     """Bytes that the optimizer step takes beside the states: a flat gradient and AdamW's intermediate, a sub-group."""
     if not setup.zero_stage or setup.offload_optimizer:
         return 0
-    n = counts(shape, setup).trainable / setup.shards
+    n = share = counts(shape, setup).trainable / setup.shards
     if setup.zero_stage == 3:
-        n = min(n, zero_buckets(shape.hidden)["sub_group_size"])
-    return n * (FP32 + (2 * FP32 if on_cpu else FP32))
+        n = min(n, setup.bucket("sub_group_size", shape.hidden))
+    return max(n * (FP32 + (2 * FP32 if on_cpu else FP32)), overflow_check(setup, share))
+
+
+def overflow_check(setup: Setup, share: float) -> float:
+    """Bytes in which ZeRO-3 searches its `share` of fp16 gradients for infinities, all of them at once."""
+    return OVERFLOW * share if setup.precision == "fp16" and setup.zero_stage == 3 else 0

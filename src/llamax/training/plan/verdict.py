@@ -26,19 +26,25 @@ class Needs(NamedTuple):
     problems: tuple[str, ...]
 
 
+class Way(NamedTuple):
+    """Changes that make a run fit, in words, and what it is and takes with them."""
+
+    changes: tuple[str, ...]
+    setup: Setup
+    hardware: Hardware
+    needs: Needs
+
+
 class Verdict(NamedTuple):
     """answer: 'fits', 'fits with offload' or 'does not fit'. why: the numbers that decide, one line each.
 
-    changes: the smallest that make it fit, in words; empty if it fits, or if none of those tried do (`then` is None).
-    setup, hardware, then: with the changes made.
+    ways: the smallest change that makes it fit; then, if that is LoRA, the smallest that still trains all weights.
+    Empty if it fits, and if nothing that was tried does.
     """
 
     answer: str
     why: tuple[str, ...]
-    changes: tuple[str, ...]
-    setup: Setup
-    hardware: Hardware
-    then: Needs | None
+    ways: tuple[Way, ...] = ()
 
 
 def needs(shape: Shape, setup: Setup, hardware: Hardware, data: PlanData) -> Needs:
@@ -61,14 +67,17 @@ def judge(shape: Shape, setup: Setup, hardware: Hardware, data: PlanData) -> Ver
     """The verdict on a run as it is configured."""
     found = needs(shape, setup, hardware, data)
     if not found.problems:
-        offloaded = [name for name, on in _offloads(setup) if on]
-        answer = "fits with offload" if offloaded else "fits"
-        return Verdict(answer, (_room(found, hardware),), (), setup, hardware, found)
+        return Verdict("fits with offload" if offloaded(setup) else "fits", (_room(found, hardware),))
+    ways: list[Way] = []
     for changes, other, machine in alternatives(setup, hardware, data):
+        if ways and other.lora:
+            continue
         then = needs(shape, other, machine, data)
         if not then.problems:
-            return Verdict("does not fit", found.problems, changes, other, machine, then)
-    return Verdict("does not fit", found.problems, (), setup, hardware, None)
+            ways.append(Way(changes, other, machine, then))
+            if not other.lora or setup.lora:
+                break
+    return Verdict("does not fit", found.problems, tuple(ways))
 
 
 def alternatives(setup: Setup, hardware: Hardware, data: PlanData) -> Iterator[tuple[tuple[str, ...], Setup, Hardware]]:
@@ -165,13 +174,10 @@ def _nodes(hardware: Hardware, nodes: int) -> tuple[int, str]:
     return 16384 + nodes, f"{hardware._replace(nodes=hardware.nodes * nodes)} ({nodes} times the GPUs)"
 
 
-def _offloads(setup: Setup) -> list[tuple[str, bool]]:
-    return [("optimizer", setup.offload_optimizer), ("parameters", setup.offload_parameters)]
-
-
 def offloaded(setup: Setup) -> str:
     """What lives on the host, in words; empty for nothing."""
-    return " and ".join(name for name, on in _offloads(setup) if on)
+    places = {"optimizer": setup.offload_optimizer, "parameters": setup.offload_parameters}
+    return " and ".join(name for name, on in places.items() if on)
 
 
 def _over(size: float, limit: float) -> str:
