@@ -1,4 +1,4 @@
-"""Training on CPU: our `fit` against TRL's `SFTTrainer` and the original Llama-X recipe, same model, same Alpaca examples.
+"""Training on CPU: our `fit`, TRL's `SFTTrainer` and the original Llama-X recipe on the same model and examples.
 
     LLAMAX_DATA=... python benchmarks/training.py speed     [--repeats 3]   # three systems, interleaved
     LLAMAX_DATA=... python benchmarks/training.py waterfall [--repeats 3]   # from the original's recipe to ours
@@ -329,7 +329,7 @@ def as_markdown(what: str, facts: dict, table: list[dict]) -> str:
     lines += [f"- {key}: {value}" for key, value in facts.items() if key != "command"]
     lines += [
         "",
-        "| system | seconds | real tok/s | supervised tok/s (range) | MFU | ours is faster by (range) | held-out loss |",
+        "| system | seconds | real tok/s | supervised tok/s (range) | MFU | ours faster by | held-out loss |",
     ]
     lines += ["|---|---|---|---|---|---|---|"]
     for row in table:

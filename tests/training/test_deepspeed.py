@@ -9,6 +9,7 @@ from llamax.training.engines import make_engine
 from llamax.training.history import History
 from llamax.training.loop import fit
 from llamax.training.objectives import next_token_loss
+from llamax.training.schedules import learning_rate
 
 STAGES = (0, 1, 2, 3)
 
@@ -39,6 +40,8 @@ def ranks(tmp_path_factory):
     cases += [case(folder / "lora", sharded(3, max_steps=4, lora=LoraConfig(rank=4), micro_batch=2))]
     cases += [case(folder / "bf16", sharded(3, precision="bf16", micro_batch=1, gradient_checkpointing=True))]
     cases += [case(folder / "offload", sharded(3, offload_optimizer=True, offload_parameters=True, max_steps=4))]
+    overflowing = {"fp16": {"initial_scale_power": 32}}  # the original's: its first 16 steps taught nothing
+    cases += [case(folder / "fp16", sharded(3, precision="fp16", deepspeed_json=overflowing))]
     assert run_ranks(2, cases, folder) == [0, 0], log_of(folder) + log_of(folder, 1)
     return folder
 
@@ -82,6 +85,26 @@ def test_zero3_trains_adapters_and_merges_them(ranks):
     base = dict(new_model().named_parameters())
     moved = {name for name in weights if not torch.equal(weights[name], base[name])}
     assert moved == {name for name in weights if "_proj" in name}
+
+
+@pytest.mark.parametrize("name", ["whole", "bf16", "lora", "offload", "fp16"])
+def test_deepspeeds_optimizer_steps_at_the_rates_of_the_schedule(ranks, name):
+    """What its own parameter groups hold at the moment of its step, not what the loop asked for or was told."""
+    rates = torch.load(ranks / name / "result.pt")["rates"]
+    steps = result(ranks / name)[0].steps
+    config = sharded(3, **({"max_steps": 4} if name in ("lora", "offload") else {}))
+    assert [step.learning_rate for step in steps] == [learning_rate(k, len(steps), config) for k in range(len(steps))]
+    each = len(rates) // len(steps)  # ZeRO-3 steps group by group
+    assert each * len(steps) == len(rates) > 0
+    for k, seen in enumerate(rates):
+        assert set(seen) == {steps[k // each].learning_rate} and min(seen) > 0
+
+
+def test_a_step_that_overflows_in_fp16_is_repeated_not_counted(ranks):
+    history, whole = result(ranks / "fp16")[0], result(ranks / "whole")[0]
+    assert [step.step for step in history.steps] == list(range(len(whole.steps)))
+    assert history.losses == pytest.approx(whole.losses, rel=2e-3)
+    assert log_of(ranks).count("step 0: a gradient overflowed in fp16: repeated") > 8
 
 
 def test_bf16_and_offload_follow_fp32(ranks):

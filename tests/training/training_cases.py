@@ -2,7 +2,8 @@
 
     python training_cases.py '[{"out": ..., "config": {...}, "die_after": 5, "max_file_bytes": 100000}]'
 
-leaves `result.pt` in `out`: the history and the whole final weights.
+leaves `result.pt` in `out`: the history, the whole final weights, and the rates of every group at every step of any
+torch optimizer, DeepSpeed's included.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llamax.data.packing import Documents, Rows, collate
@@ -131,14 +133,17 @@ def training(spec: dict) -> None:
         model = apply_lora(model, config.lora)
 
     def on_step(metrics):
-        if metrics.step == spec.get("die_after"):
+        if metrics.step == spec.get("die_after") and spec.get("who_dies", "0") in (os.environ["RANK"], "all"):
             os.kill(os.getpid(), signal.SIGKILL)
 
+    rates = []
+    hook = register_optimizer_step_pre_hook(lambda adam, *_: rates.append([group["lr"] for group in adam.param_groups]))
     history = fit(model, new_rows(), config, out, pad_id=PAD, on_step=on_step)
+    hook.remove()
     whole = whole_model(model, config)
     if whole is not None:
         weights = {name: parameter.detach().clone() for name, parameter in whole.named_parameters()}
-        torch.save({"history": history.to_json(), "weights": weights}, out / "result.pt")
+        torch.save({"history": history.to_json(), "weights": weights, "rates": rates}, out / "result.pt")
 
 
 if __name__ == "__main__":

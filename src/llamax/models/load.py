@@ -90,6 +90,20 @@ def load_config(spec: str) -> PretrainedConfig:
     return AutoConfig.from_pretrained(**_where(spec, source))
 
 
+def fetch(spec: str) -> Source:
+    """Where the files of `spec` are on this disk, fetched from the hub if need be. Raises: ModelError: as `load`."""
+    source = _ready(spec)
+    if source.path is not None:
+        return source
+    from huggingface_hub import snapshot_download
+
+    with asked(spec, "model", ModelError, HUB_REMEDY):
+        folder = Path(snapshot_download(spec, allow_patterns=["*.json", "*.model", "*.safetensors", "*.jinja"]))
+        if not any(folder.glob("*.safetensors")):
+            snapshot_download(spec, allow_patterns=["pytorch_model*.bin"])
+    return Source("folder", folder)
+
+
 def _ready(spec: str) -> Source:
     """Where `spec` is, once nothing that can be seen without loading speaks against it."""
     source = _converted(find(spec))

@@ -8,7 +8,7 @@ from torch import nn
 Model = TypeVar("Model", bound=nn.Module)
 
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # by the names that parameters use
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by the names that parameters use
 
 
 def cast(model: Model, dtype: torch.dtype) -> Model:

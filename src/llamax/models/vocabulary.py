@@ -23,15 +23,25 @@ def add_tokens(
     if not added:
         return 0
     rows = model.get_input_embeddings().weight.shape[0]
-    wanted = -(-max(rows, len(tokenizer)) // MULTIPLE) * MULTIPLE
+    wanted = rows_for(rows, len(tokenizer))
     if wanted != rows:
         model.resize_token_embeddings(wanted, mean_resizing=False)
     # Rows past the old vocabulary were padding until now: they are new as well.
     matrices = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}
-    with torch.no_grad():
-        for weight in matrices.values():
-            weight[known:] = weight[: min(known, rows)].float().mean(0).to(weight.dtype)
+    for weight in matrices.values():
+        fill_new_rows(weight, min(known, rows), known)
     return added
+
+
+def rows_for(rows: int, tokens: int) -> int:
+    """Rows of embeddings that had `rows` and are to hold `tokens`, rounded up to a multiple of 64."""
+    return -(-max(rows, tokens) // MULTIPLE) * MULTIPLE
+
+
+@torch.no_grad()
+def fill_new_rows(weight: torch.Tensor, old: int, known: int) -> None:
+    """Put the mean of the first `old` rows of `weight` [vocabulary, hidden] into those from `known` on."""
+    weight[known:] = weight[:old].float().mean(0).to(weight.dtype)
 
 
 def set_pad_token(tokenizer: PreTrainedTokenizerBase, token: str, model: PreTrainedModel | None = None) -> None:

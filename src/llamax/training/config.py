@@ -1,12 +1,30 @@
 """What a training run is told; no torch, so that every direction's config can hold one."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from llamax.config import Config, Parameters
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+ONE_OWNER = {
+    "train_batch_size": "batch_size",
+    "train_micro_batch_size_per_gpu": "micro_batch",
+    "gradient_accumulation_steps": "batch_size, micro_batch and ranks",
+    "gradient_clipping": "grad_clip",
+    "optimizer": "learning_rate, betas, eps and weight_decay",
+    "scheduler": "schedule and warmup_ratio",
+    "fp16.enabled": "precision",
+    "bf16.enabled": "precision",
+    "data_types.grad_accum_dtype": "the engine, which sums micro-batches in fp32",
+    "zero_optimization.stage": "zero_stage",
+    "zero_optimization.offload_optimizer.device": "offload_optimizer",
+    "zero_optimization.offload_param.device": "offload_parameters",
+    "zero_optimization.stage3_gather_16bit_weights_on_model_save": (
+        "the engine, which keeps it on: without it DeepSpeed saves no weights, in silence"
+    ),
+}
+"""Keys of DeepSpeed's JSON that are decided elsewhere, and where. A second owner is how a rate gets stuck at 0."""
 
 
 class LoraConfig(Parameters):
@@ -25,6 +43,7 @@ class TrainConfig(Parameters):
     max_steps: stop after so many optimizer steps, if that is earlier than `epochs`.
     warmup_ratio: part of all steps in which the rate rises. grad_clip: largest global L2 norm; 0 leaves it alone.
     checkpoint_every: optimizer steps between checkpoints; 0 writes none.
+    deepspeed_json: laid over the JSON that the engine makes for DeepSpeed from all this.
     """
 
     learning_rate: float = Field(2e-5, gt=0)
@@ -38,7 +57,7 @@ class TrainConfig(Parameters):
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     grad_clip: float = Field(1.0, ge=0)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     gradient_checkpointing: bool = False
     lora: LoraConfig | None = None
     engine: Literal["torch", "deepspeed"] = "torch"
@@ -46,6 +65,7 @@ class TrainConfig(Parameters):
     zero_stage: Literal[0, 1, 2, 3] = 0
     offload_optimizer: bool = False
     offload_parameters: bool = False
+    deepspeed_json: dict[str, Any] = {}
     seed: int = Field(0, ge=0, lt=2**32)
     checkpoint_every: int = Field(0, ge=0)
     keep_checkpoints: int = Field(2, ge=1)
@@ -58,19 +78,31 @@ class TrainConfig(Parameters):
             raise ValueError(f"batch_size {self.batch_size} must be a multiple of {pieces}")
         if self.engine == "torch" and (self.ranks > 1 or self.zero_stage or self.offload_optimizer):
             raise ValueError("engine 'torch' is one device: ranks, zero_stage and offload need engine 'deepspeed'")
-        if self.engine == "deepspeed" and self.precision == "bf16" and not self.zero_stage:
+        if self.engine == "torch" and (self.precision == "fp16" or self.deepspeed_json):
+            raise ValueError("precision fp16 (its loss scale) and deepspeed_json need engine 'deepspeed'")
+        if self.engine == "deepspeed" and self.precision != "fp32" and not self.zero_stage:
             # DeepSpeed 0.19.8 takes an empty optimizer step when it starts there, so Adam's bias correction is off.
-            raise ValueError("precision bf16 with engine 'deepspeed' needs zero_stage 1, 2 or 3")
+            raise ValueError(f"precision {self.precision} with engine 'deepspeed' needs zero_stage 1, 2 or 3")
         if self.offload_optimizer and not self.zero_stage:
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
         if self.offload_parameters and self.zero_stage != 3:
             raise ValueError("offload_parameters needs zero_stage 3")
+        for name, owner in ONE_OWNER.items():
+            if _has(self.deepspeed_json, name):
+                raise ValueError(f"deepspeed_json: {name} is decided by {owner}; leave it out")
         return self
 
     @property
     def micro_steps(self) -> int:
         """Forwards of one rank per optimizer step (the gradient accumulation)."""
         return self.batch_size // (self.micro_batch * self.ranks)
+
+
+def _has(values: Any, name: str) -> bool:
+    """Whether nested objects have the dotted `name`."""
+    first, _, rest = name.partition(".")
+    found = isinstance(values, dict) and first in values
+    return found and (not rest or _has(values[first], rest))
 
 
 class Job(Config):

@@ -3,6 +3,7 @@
 An engine never divides by a count of its own: the loop hands in the scale, and asks for sums.
 """
 
+import math
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 
 from llamax.data.packing import Batch
 from llamax.models.precision import DTYPES, cast
+from llamax.training.buckets import zero_buckets
 from llamax.training.config import TrainConfig
+from llamax.training.deepspeed_keys import check_deepspeed
 from llamax.training.objectives import Objective, ObjectiveModule
 from llamax.training.optimizer import MasterAdamW, parameter_groups
 
@@ -21,6 +24,7 @@ class Engine(Protocol):
 
     rank: int
     ranks: int
+    overflowed: bool  # the last `step` changed no weight: a gradient was too large for fp16, the loss scale is halved
 
     def loss_and_backward(self, batch: Batch, scale: float) -> tuple[Tensor, int]:
         """Add the gradient of `scale * sum of losses` over this batch; give (sum of losses, targets) of this rank."""
@@ -46,6 +50,7 @@ class TorchEngine:
 
     rank = 0
     ranks = 1
+    overflowed = False
 
     def __init__(self, model: nn.Module, objective: Objective, config: TrainConfig):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -89,8 +94,11 @@ class TorchEngine:
         self.optimizer.publish()
 
 
-def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
-    """DeepSpeed's JSON for a run; the only place where its options are named. The rate is set by the loop."""
+def deepspeed_config(config: TrainConfig, hidden_size: int) -> dict[str, Any]:
+    """DeepSpeed's JSON for a run; the only place where its options are named. The rate is set by the loop.
+
+    hidden_size: width of the model, from which ZeRO's buffers get their sizes.
+    """
     import deepspeed
 
     on_cpu = deepspeed.get_accelerator().device_name() == "cpu"
@@ -98,7 +106,7 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
     if config.zero_stage >= 2:
         zero |= {"contiguous_gradients": True, "overlap_comm": not on_cpu}
     if config.zero_stage == 3:
-        zero["stage3_gather_16bit_weights_on_model_save"] = True
+        zero |= zero_buckets(hidden_size) | {"stage3_gather_16bit_weights_on_model_save": True}
     if config.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": not on_cpu}
     if config.offload_parameters:
@@ -106,7 +114,7 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
     adam = {"lr": config.learning_rate, "betas": list(config.betas), "eps": config.eps}
     # DeepSpeed's own CPU Adam must be compiled where it runs; torch's serves unless the optimizer lives beside a GPU.
     adam["torch_adam"] = on_cpu or not config.offload_optimizer
-    return {
+    made = {
         "train_micro_batch_size_per_gpu": config.micro_batch,
         "gradient_accumulation_steps": config.micro_steps,
         "train_batch_size": config.batch_size,
@@ -117,6 +125,39 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
         "optimizer": {"type": "AdamW", "params": adam},
         "steps_per_print": 10**9,
     }
+    if config.precision == "fp16":
+        # DeepSpeed's default, 2^16; the original's 2^32 overflowed in each of its first 16 steps. With a hysteresis of
+        # 1 every overflow halves it, where the default of 2 repeats the first one at the same scale.
+        made["fp16"] = {"enabled": True, "initial_scale_power": 16, "hysteresis": 1}
+    return laid_over(made, config.deepspeed_json)
+
+
+def laid_over(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` on `base`: objects are merged key by key, every other value replaces."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = laid_over(base[key], value) if both else value
+    return merged
+
+
+def prepare_deepspeed() -> None:
+    """Where there is no GPU: what DeepSpeed wants to hear before it starts ranks on the CPU."""
+    import deepspeed
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+    if deepspeed.get_accelerator().device_name() != "cpu":
+        return
+    # Its shared-memory collectives would be compiled at the first start (a minute, and only with a compiler)
+    # and leave segments behind after kill -9; gloo serves.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+    class Cpu(CPU_Accelerator):
+        def is_fp16_supported(self) -> bool:
+            """DeepSpeed asks for the instruction; torch computes without it, slowly: enough for a rehearsal."""
+            return True
+
+    deepspeed.accelerator.set_accelerator(Cpu())
 
 
 class DeepSpeedEngine:
@@ -125,15 +166,15 @@ class DeepSpeedEngine:
     def __init__(self, model: nn.Module, objective: Objective, config: TrainConfig):
         import deepspeed
 
-        if deepspeed.get_accelerator().device_name() == "cpu":
-            # Its shared-memory collectives would be compiled at the first start (a minute, and only with a compiler)
-            # and leave segments behind after kill -9; gloo serves.
-            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        prepare_deepspeed()
         self.config = config
+        self.overflowed = False
+        settings = deepspeed_config(config, model.config.get_text_config().hidden_size)
+        check_deepspeed(settings)
         self.engine, *_ = deepspeed.initialize(
             model=ObjectiveModule(model, objective),
             model_parameters=parameter_groups(model, config.weight_decay),
-            config=deepspeed_config(config),
+            config=settings,
         )
         self.rank, self.ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
 
@@ -151,8 +192,12 @@ class DeepSpeedEngine:
             group["lr"] = learning_rate
         norm = self._unmanaged_norm()
         self.engine.step()
-        norm = self.engine.get_global_grad_norm() if norm is None else norm
-        return float(norm), self.engine.basic_optimizer.param_groups[0]["lr"]
+        rate = self.engine.basic_optimizer.param_groups[0]["lr"]
+        if not self.engine.was_step_applied():  # DeepSpeed skips a step of infinite gradients in silence, and the norm
+            self.overflowed = self.config.precision == "fp16"  # it then tells is an earlier step's
+            return math.inf, rate
+        self.overflowed = False
+        return float(self.engine.get_global_grad_norm() if norm is None else norm), rate
 
     def _unmanaged_norm(self) -> float | None:
         """Gradient norm where DeepSpeed keeps none: fp32 at stage 0, the gradients being whole on every rank."""

@@ -56,12 +56,15 @@ def fit(
             began = time.perf_counter()
             indices = rows_of_step(step, len(rows), config)
             supervised = rows.supervised(indices)
-            loss_sum, targets = 0.0, 0
-            for micro in micro_batches(indices, config, engine.rank):
-                loss, count = engine.loss_and_backward(collate_flat(rows, micro, pad_id), scale=1 / supervised)
-                loss_sum, targets = loss_sum + loss, targets + count
             wanted = learning_rate(step, steps, config)
-            grad_norm, applied = engine.step(wanted)
+            while True:  # once; in fp16 until nothing overflows, because a step that DeepSpeed skips has taught nothing
+                batches = [collate_flat(rows, micro, pad_id) for micro in micro_batches(indices, config, engine.rank)]
+                loss_sum = sum(engine.loss_and_backward(batch, scale=1 / supervised)[0] for batch in batches)
+                grad_norm, applied = engine.step(wanted)
+                if not engine.overflowed:
+                    break
+                if engine.rank == 0:
+                    print(f"step {step}: a gradient overflowed in fp16: repeated at half the loss scale", flush=True)
             loss = engine.total(loss_sum) / supervised
             assert_rate_moves(applied, wanted, step)
             assert_finite(loss, grad_norm, step)
