@@ -22,13 +22,13 @@ from llamax import files
 from llamax.data.formats import RowError
 from llamax.data.readers import SUFFIXES, clear_read_errors, file_rows
 from llamax.errors import DataError
+from llamax.runs.keys import few
 
 WORDS = {"true": 1.0, "false": 0.0, "correct": 1.0, "incorrect": 0.0}
 """Outcomes that are written as a word, in any case."""
 ABSENT = object()
 OURS = {"model", "benchmark", "metric", "item", "sample", "outcome"}
 """Columns by which a file is known to be the items.parquet of a run of direction 08."""
-SHOWN = 3
 MOST_VALUES = 20
 
 
@@ -105,7 +105,7 @@ def pair(first: Items, second: Items, *, common: bool = False) -> Pairs:
     """
     alone = [[i for i in one.outcomes if i not in other.outcomes] for one, other in ((first, second), (second, first))]
     if any(alone) and not common:
-        parts = [f"{len(a)} only in {s.name} ({_named(a)})" for a, s in zip(alone, (first, second), strict=True) if a]
+        parts = [f"{len(a)} only in {s.name} ({few(a)})" for a, s in zip(alone, (first, second), strict=True) if a]
         raise DataError(f"not the same items: {', '.join(parts)}; --common compares the items of both")
     items = [item for item in first.outcomes if item in second.outcomes]
     if not items:
@@ -133,7 +133,7 @@ def _clusters(first: Items, second: Items, items: list[str]) -> list[str] | None
             raise DataError(f"item {item!r} is of cluster {one!r} in {first.name}, {other!r} in {second.name}{more}")
     known = second.clusters | first.clusters
     if known and (bare := [item for item in items if item not in known]):
-        raise DataError(f"{_named(bare)}: no cluster in {first.name} nor in {second.name}; name one for every item")
+        raise DataError(f"{few(bare)}: no cluster in {first.name} nor in {second.name}; name one for every item")
     return [known[item] for item in items] if known else None
 
 
@@ -323,8 +323,3 @@ def _shown(value: Any) -> str:
     """A value in an error message, cut short."""
     text = "empty" if value in ("", None) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _named(items: Sequence[str]) -> str:
-    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
-    return ", ".join(items[:SHOWN]) + more
