@@ -400,7 +400,7 @@ def test_a_stale_run_fails_only_when_strict(paper):
 
 def test_of_what_a_run_is_stale_by_the_first_few_are_named(paper, monkeypatch):
     monkeypatch.setattr(Store, "changed", lambda *_: list("abcde"))
-    fails(4, r"run nano-s0-00000000 \(nano\) is stale: changed: a, b, c and 2 more$", "lock.json", strict=True)
+    fails(4, r"run nano-s0-00000000 \(nano\) is stale: changed: a, b, c and 2 more", "lock.json", strict=True)
 
 
 def test_a_run_that_is_not_there_or_not_pinned(paper):

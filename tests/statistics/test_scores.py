@@ -12,7 +12,9 @@ from llamax.statistics import combine, combine_scores, combine_strata, mean, pai
 OUTCOME = st.sampled_from([0.0, 1.0]) | st.floats(0, 1)
 
 
-@pytest.mark.parametrize(("right", "n", "level"), [(0, 4, 0.95), (1, 3, 0.95), (3, 4, 0.9), (9, 10, 0.99), (8, 8, 0.95)])
+@pytest.mark.parametrize(
+    ("right", "n", "level"), [(0, 4, 0.95), (1, 3, 0.95), (3, 4, 0.9), (9, 10, 0.99), (8, 8, 0.95)]
+)
 def test_right_or_wrong_has_wilsons_interval(right, n, level):
     found = score([1.0] * right + [0.0] * (n - right), level=level)
     assert (found.low, found.high) == pytest.approx(proportion_confint(right, n, 1 - level, method="wilson"), abs=1e-12)

@@ -240,7 +240,10 @@ class TestNeeds:
         (found,) = weighed({"humaneval": answers(164, 0.03)}, max_new_tokens=1024)
         assert not found.needs.exist
         assert "but the benchmark has no more. The 164 that were asked show gains from 6." in found.needs.words
-        assert "More samples per problem would help as far as sampling blurs the gain, which these do not tell" in found.needs.words
+        assert (
+            "More samples per problem would help as far as sampling blurs the gain, which these do not tell"
+            in found.needs.words
+        )
         assert found.needs.samples is None
 
     def test_choices_are_not_sampled(self):
@@ -272,7 +275,9 @@ class TestNeeds:
         (found,) = weighed({"humaneval": (after, before)}, max_new_tokens=1024, temperature=0.8)
         floor = 100 * sampling_parts(after, before).floor
         assert found.needs.samples is None and floor < 0.95 * found.full.standard_error
-        assert f"even endless ones show gains from {minimum_detectable_gain(floor, 399):.1f} points" in found.needs.words
+        assert (
+            f"even endless ones show gains from {minimum_detectable_gain(floor, 399):.1f} points" in found.needs.words
+        )
 
     def test_models_that_agree_everywhere_on_few_items_are_undecided_with_a_plan(self):
         before = answers(50, 0.0)[1]

@@ -92,10 +92,8 @@ class EvaluationConfig(Parameters):
                 _exists(name)
         if foreign:
             _exists(foreign[0], "variance.limits")
-            listed = ", ".join(self.limits)
-            raise ValueError(
-                f"limits: {listed}, without {foreign[0]!r}, which variance.limits has: add it, or give variance.limits too"
-            )
+            listed, lacks = ", ".join(self.limits), f"without {foreign[0]!r}, which variance.limits has"
+            raise ValueError(f"limits: {listed}, {lacks}: add it, or give variance.limits too")
 
     def _wordings_exist(self) -> None:
         known = wordings.NANO if self.suite == "nano" else wordings.REAL

@@ -245,7 +245,9 @@ class Store:
         if record.status == "running" or not any(_same_question(record, done) for done in complete):
             return record.error or ""
         where = records.shown(self.scratch(record.direction, record.run))
-        return f"{record.error or record.status}; the same parameters have a complete run: to forget this, delete {where}"
+        return (
+            f"{record.error or record.status}; the same parameters have a complete run: to forget this, delete {where}"
+        )
 
     def _settled(self, record: Record, folder: Path) -> Record:
         """`record`, read as interrupted when it says running but its process is gone."""

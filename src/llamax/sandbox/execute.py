@@ -66,8 +66,8 @@ class Result:
 
     `ok`: by itself, with exit status 0. `failed`: an exception, another exit status, a signal. `timeout`: out of wall
     or CPU time. `memory`: out of memory. `denied`: it failed or was ended after something was refused; `denied` says
-    what. `detail` is one line of why it is not ok, with the limit that a failed one had reached. `seconds` of wall time, `cpu` seconds of CPU time of all
-    its processes, `memory` the most bytes held at once.
+    what. `detail` is one line of why it is not ok, with the limit that a failed one had reached. `seconds` of wall
+    time, `cpu` seconds of CPU time of all its processes, `memory` the most bytes held at once.
     """
 
     status: Status

@@ -41,7 +41,9 @@ def combine_scores(
     alone = [score(np.mean(table, axis=0), group, level) for table, group in zip(tables, names, strict=True)]
     if len(tables) == 1 and len(tables[0]) == 1:
         return found._replace(**_limits(alone[0]))
-    count = sum(table.shape[1] if group is None else len(set(group)) for table, group in zip(tables, names, strict=True))
+    count = sum(
+        table.shape[1] if group is None else len(set(group)) for table, group in zip(tables, names, strict=True)
+    )
     return bounded(found, found.degrees_of_freedom, count, level)
 
 

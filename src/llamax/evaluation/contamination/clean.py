@@ -78,9 +78,9 @@ def clean_subset(outcomes: pd.DataFrame, flags: Iterable[str]) -> CleanSubset:
     Args: outcomes: columns item, outcome, and cluster if items depend on each other; answers to the same item are
         averaged.
 
-    The scores have the clustered interval of `score`, that of the flagged items Wilson's where outcomes are 0 or 1: they
-    are often few and all alike. The difference has Newcombe's interval (1998, method 10) and Fisher's exact p for such
-    outcomes, Welch's otherwise; both take items for independent.
+    The scores have the clustered interval of `score`, that of the flagged items Wilson's where outcomes are 0 or 1:
+    they are often few and all alike. The difference has Newcombe's interval (1998, method 10) and Fisher's exact p for
+    such outcomes, Welch's otherwise; both take items for independent.
 
     Raises: ParameterError: no outcomes, or a flagged item that is not among them.
     """
