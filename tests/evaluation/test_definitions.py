@@ -581,7 +581,7 @@ def test_options_that_are_contexts_as_in_winogrande(toy):
     assert questions("toy")[0].text == "Is 0 even?"
     rows = [json.loads(line) for line in (toy / "toy.jsonl").read_text().splitlines()]
     write_lines(toy / "toy.jsonl", [row | {"right": 7} for row in rows])
-    with pytest.raises(DataError, match="toy/0: .*right answer"):
+    with pytest.raises(DataError, match=r"toy/0: .*right answer"):
         prepare("toy")
 
 
