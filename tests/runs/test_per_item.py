@@ -106,7 +106,11 @@ def test_answers_to_one_item_are_kept_apart(write):
         ("a.csv", 'item,outcome\n1,1\n"2,0\n', "a.csv: line 3: not CSV"),
         ("a.csv", "item,outcome,item\n1,1,1\n", "a.csv: column 'item' occurs twice in the header"),
         ("a.csv", "item;outcome\n1;1\n", "a.csv: line 2 has no column 'item': it has item;outcome"),
-        ("a.csv", "item,outcome\n1,1\n2,maybe\n", "a.csv: line 3: outcome is 'maybe', should be a finite number, true"),
+        (
+            "a.csv",
+            "item,outcome\n1,1\n2,maybe\n",
+            "a.csv: line 3: outcome is 'maybe', should be a finite number .*, true",
+        ),
         ("a.csv", "item,outcome\n1,1\n2,\n", "a.csv: line 3: outcome is empty, should"),
         ("a.csv", "item,outcome\n1,1\n,0\n", "a.csv: line 3: item is empty, should be a name or a number"),
         ("a.csv", "item,outcome\n1,nan\n", "a.csv: line 2: outcome is 'nan'"),

@@ -237,15 +237,6 @@ def test_a_failure_of_other_code_or_parameters_stays_until_its_folder_is_deleted
     assert sorted(states(home)) == [("failed", "bang"), ("fresh", "")]
 
 
-def test_an_attempt_that_fails_after_the_run_was_complete_is_told(home, monkeypatch):
-    finish(start())
-    monkeypatch.setattr(session, "is_marked", lambda scratch, what: what == "verify")
-    start().fail("not this time")
-    assert [state for state, _ in states(home)] == ["fresh", "failed"]
-    finish(start())
-    assert states(home) == [("fresh", "")]
-
-
 def test_results_filters(home):
     finish(start(0), 0.1)
     finish(start(1), 0.2)

@@ -277,11 +277,11 @@ def _same_question(one: Record, other: Record) -> bool:
 
 
 def _supersedes(done: Record, unfinished: Record) -> bool:
-    """Whether an unfinished run is forgotten: the same run (the same key, that is) was completed after it began.
+    """Whether an unfinished run is forgotten: the same run, by its key, is complete.
 
     A complete run of other code or data says nothing about why this one failed.
     """
-    return done.key == unfinished.key and done.started >= unfinished.started
+    return done.key == unfinished.key
 
 
 def _changed_parameters(old: dict[str, Any], new: dict[str, Any]) -> str:
