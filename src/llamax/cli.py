@@ -97,7 +97,7 @@ def results(
     json: Annotated[bool, typer.Option("--json", help="as JSON, one object per metric of each run")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="as CSV, one line per metric of each run")] = False,
 ) -> None:
-    """Show what complete runs found; of runs with the same parameters, the newest."""
+    """Show what complete runs found; of runs with the same parameters the fresh one, else the newest."""
     from llamax.runs import Store
     from llamax.runs.directions import notebook_of
 
