@@ -7,10 +7,11 @@
         shard-00000.json      receipt, written last: counts, sha256 of both files, pieces of input consumed
         shards.json           the manifest, written when all is done
 
-Memory is bounded by a batch of pieces (and a row, line or paragraph where that is the document; a .json is read whole),
-not by the corpus. A shard ends with the piece of text that fills it; a document cut there goes on in the next shard, which repeats the last token, so that every token
-but a document's first is predicted once (as `packing.Documents` does). Killed at any moment, the work goes on after the
-last receipt: the inputs are read past, and nothing that is finished is tokenized again.
+Memory is bounded by a batch of pieces (and by a row, line or paragraph where that is the document; a .json is read
+whole), not by the corpus. A shard ends with the piece of text that fills it; a document cut there goes on in the next
+shard, which repeats the last token, so that every token but a document's first is predicted once (as
+`packing.Documents` does). Killed at any moment, the work goes on after the last receipt: the inputs are read past, and
+nothing that is finished is tokenized again.
 """
 
 import array

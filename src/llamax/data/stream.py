@@ -9,9 +9,9 @@ document's first is a target of exactly one window; documents keep apart inside 
     window 2                             <s> g h </s>       targets    g h </s>
 
 An epoch visits every window of a source once, or `weight` times (LLaMA's table 1, Touvron et al. 2023, gives such
-weights as "epochs": Wikipedia 2.45, Books 2.23, CommonCrawl 1.1). Place p of epoch e is looked up by a permutation that
-is computed, not stored (`permute`), so picking a batch costs the same whatever the size of the corpus, and a resumed run
-needs no position but its step.
+weights as "epochs": Wikipedia 2.45, Books 2.23, CommonCrawl 1.1). Place p of epoch e is looked up by a permutation
+that is computed, not stored (`permute`), so picking a batch costs the same whatever the size of the corpus, and a
+resumed run needs no position but its step.
 """
 
 import json
