@@ -98,10 +98,8 @@ class TrainConfig(Parameters):
             raise ValueError("offload_parameters needs zero_stage 3")
         reach = (self.keep_checkpoints - 1) * self.checkpoint_every
         if self.stability and (not self.checkpoint_every or reach < self.stability.rewind):
-            far = f"keep_checkpoints {self.keep_checkpoints} at checkpoint_every {self.checkpoint_every} reach {reach}"
-            raise ValueError(
-                f"stability goes back to checkpoints: {far} steps back, rewind wants {self.stability.rewind}"
-            )
+            reach = f"{self.keep_checkpoints} of them every {self.checkpoint_every} steps"
+            raise ValueError(f"stability goes back to checkpoints: {reach} do not reach rewind {self.stability.rewind}")
         return self
 
     @property
@@ -113,8 +111,9 @@ class TrainConfig(Parameters):
 class Job(Config):
     """A training run that can start in another process: everything by name, nothing by reference.
 
-    model: a spec for `llamax.models.load`. rows: a folder written by `Rows.save` or `Windows.save`. template: fingerprint of the
-    template the rows were rendered with, stored with the model. out: gets `checkpoints/`, `model/` and the logs.
+    model: a spec for `llamax.models.load`. rows: a folder written by `Rows.save` or `Windows.save`.
+    template: fingerprint of the template the rows were rendered with, stored with the model.
+    out: gets `checkpoints/`, `model/` and the logs.
     port: of the first rank; chosen if not given. hostfile: DeepSpeed's, for several machines.
     """
 

@@ -1,16 +1,17 @@
 """What watches a run: steps that are out of line, what is done about them, and who is to blame.
 
-Chowdhery et al. 2022 (PaLM, section 5.1) met loss spikes with gradients clipped, went back to a checkpoint of about 100
-steps before the spike and skipped 200 to 500 batches, those seen before and during it; the spikes did not come again,
-although the same batches did no harm elsewhere. Here the same is done at once and by rule: a step whose loss or gradient
-norm lies far above those of the steps before it takes the run back to a checkpoint, and the batches are passed over.
+Chowdhery et al. 2022 (PaLM, section 5.1) met loss spikes with gradients clipped, went back to a checkpoint of about
+100 steps before the spike and skipped 200 to 500 batches, those seen before and during it; the spikes did not come
+again, although the same batches did no harm elsewhere. Here the same is done at once and by rule: a step whose loss or
+gradient norm lies far above those of the steps before it takes the run back to a checkpoint, and its batch is left out.
 
 A step keeps its number, its batch and its learning rate whatever is skipped, so the later batches are those they would
-have been. Every decision is a function of the steps and events that a checkpoint holds. A run that is killed, even in the
-middle of going back, therefore repeats what it forgot and ends as the undisturbed one.
+have been. Every decision is a function of the steps and events that a checkpoint holds. A run that is killed, even in
+the middle of going back, therefore repeats what it forgot and ends as the undisturbed one.
 """
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -103,7 +104,8 @@ class Guard:
     def check_loss(self, loss: float, step: int, share: np.ndarray) -> None:
         """Before the weights are touched: stop at a loss that is not finite, naming rank, micro-batch and row.
 
-        share: this rank's rows of the step, int64 [micro_steps, micro_batch]. Every rank calls it. Raises: TrainingError.
+        share: this rank's rows of the step, int64 [micro_steps, micro_batch]. Every rank calls it.
+        Raises: TrainingError.
         """
         skip = self.config.stability is not None and self.config.stability.not_finite == "skip"
         if math.isfinite(loss) or skip:
@@ -129,6 +131,8 @@ class Guard:
         skipped = (max(past.step, metrics.step - config.skip_before), metrics.step + config.skip_after)
         worst = tuple((self.data.name(row), loss) for *_, row, loss in rows[:WORST_ROWS])
         self.events.append(Event(metrics.step, kind, value, threshold, skipped, past.step, worst))
+        if self.engine.rank == 0:
+            print(self.events[-1], file=sys.stderr, flush=True)  # who watches a run should know at once
         self._stop_if_hopeless(config)
         self.done[:] = past.steps
         self.next = past.step
