@@ -1,5 +1,6 @@
 """Windows over shards: every token once an epoch, in an order that is a formula, whatever the ranks and the resume."""
 
+import functools
 import math
 
 import numpy as np
@@ -30,7 +31,12 @@ def folders(tmp_path_factory, tiny_tokenizer):
 
 
 def windows(folders, length=32, weights=(1.0, 1.0)):
-    return Windows.over([open_shards(f, w) for f, w in zip(folders, weights, strict=False)], length)
+    return Windows.over([opened(f)._replace(weight=w) for f, w in zip(folders, weights, strict=True)], length)
+
+
+@functools.cache
+def opened(folder):
+    return open_shards(folder)
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**32), st.integers(0, 5))
@@ -57,7 +63,7 @@ def test_orders_of_two_keys_are_unlike():
     assert (one == two).sum() < 10 and (one == np.arange(n)).sum() < 10
 
 
-@pytest.mark.parametrize("length", [3, 17, 32, 5000])
+@pytest.mark.parametrize("length", [3, 32, 5000])
 def test_every_token_but_a_documents_first_is_a_target_once_an_epoch(folders, length):
     data = windows(folders, length)
     found = []

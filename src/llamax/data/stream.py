@@ -14,6 +14,7 @@ that is computed, not stored (`permute`), so picking a batch costs the same what
 resumed run needs no position but its step.
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -27,11 +28,11 @@ import torch
 
 from llamax.data.packing import Batch
 from llamax.data.shards import MANIFEST, Receipt
-from llamax.errors import DataError
-from llamax.files import locate, sha256_json, write_atomic
-from llamax.models.fingerprint import file_hash
+from llamax.errors import DataError, DiskFullError
+from llamax.files import locate, sha256_file, sha256_json, write_atomic
 
 MIXTURE = "mixture.json"
+CHECKED = ".checked.json"
 SHORTEST = 3  # tokens of a window: two new ones, which cannot both be the first of a document
 ROUNDS = 8
 OPEN_FILES = 128
@@ -94,7 +95,7 @@ class ShardFolder(NamedTuple):
 
 
 def open_shards(folder: Path | str, weight: float = 1.0) -> ShardFolder:
-    """A finished folder of shards, every byte compared with its manifest (remembered by size and time of change).
+    """A finished folder of shards, every byte compared with its manifest (once, until it changes).
 
     Raises: DataError: no manifest, or a file that is missing or damaged; names it.
     """
@@ -107,11 +108,29 @@ def open_shards(folder: Path | str, weight: float = 1.0) -> ShardFolder:
     except (OSError, ValueError, LookupError, TypeError):
         unfinished = " (begun, not finished: run the same command again)" if (folder / "plan.json").exists() else ""
         raise DataError(f"{folder}: no shards here{unfinished}; make them with `llamax data shards`") from None
-    for receipt in found.shards:
-        for name, digest in receipt.sha256.items():
-            if not (folder / name).is_file() or file_hash(folder / name) != digest:
-                raise DataError(f"{folder / name}: damaged or missing; make the shards again")
+    _check_bytes(folder, {name: digest for receipt in found.shards for name, digest in receipt.sha256.items()})
     return found
+
+
+def _check_bytes(folder: Path, digests: dict[str, str]) -> None:
+    """Compare every file with its sha256, but for those that have not changed since that was last done.
+
+    What was compared is noted beside the shards by size and time of change, where that can be written.
+    """
+    try:
+        known = dict(json.loads((folder / CHECKED).read_text()))
+    except (OSError, ValueError, TypeError):
+        known = {}
+    stamps: dict[str, list] = {}
+    for name, digest in digests.items():
+        file = folder / name
+        if file.is_file():
+            stamps[name] = [digest, file.stat().st_size, file.stat().st_mtime_ns]
+        if not file.is_file() or (known.get(name) != stamps[name] and sha256_file(file) != digest):
+            raise DataError(f"{file}: damaged or missing; make the shards again")
+    if stamps != known:
+        with contextlib.suppress(OSError, DiskFullError):
+            write_atomic(folder / CHECKED, json.dumps(stamps))
 
 
 @dataclass(frozen=True, eq=False)
