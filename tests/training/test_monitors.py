@@ -187,9 +187,9 @@ def test_going_back_needs_checkpoints_that_reach():
 
 
 class TestPlanted:
-    """Five batches of noise near the end of a run over the small world's prose."""
+    """Six batches of noise near the end of a run over the small world's prose."""
 
-    STEPS, NOISE = 64, range(57, 62)
+    STEPS, NOISE = 64, range(57, 63)
 
     @pytest.fixture(scope="class")
     def windows(self, tmp_path_factory):

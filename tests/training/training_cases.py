@@ -71,7 +71,7 @@ def new_config(**changes) -> TrainConfig:
 
 
 class Planted:
-    """Other data in which some rows are noise: tokens that no document has."""
+    """Other data in which some rows are one and the same noise, in tokens that no document of `new_rows` has."""
 
     def __init__(self, data, rows):
         self.data, self.rows = data, {int(row) for row in rows}
@@ -86,7 +86,7 @@ class Planted:
         batch = self.data.collate(indices, pad_id)
         for b, row in enumerate(map(int, indices)):
             if row in self.rows:
-                noise = np.random.default_rng(row).integers(1000, 2000, batch.input_ids.shape[1])
+                noise = np.random.default_rng(0).integers(1000, 2000, batch.input_ids.shape[1])
                 batch.input_ids[b] = torch.from_numpy(noise)
         return batch
 

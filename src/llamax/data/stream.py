@@ -25,9 +25,10 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from llamax.data.packing import Batch
-from llamax.data.shards import MANIFEST, Receipt
+from llamax.data.shards import MANIFEST, Receipt, tokenizer_hash
 from llamax.errors import DataError, DiskFullError
 from llamax.files import locate, sha256_file, sha256_json, write_atomic
 
@@ -88,6 +89,11 @@ class ShardFolder(NamedTuple):
     def tokens(self, shard: int) -> np.ndarray:
         """Token ids of a shard, [tokens] uint16 or uint32."""
         return _mapped(f"{self.folder}/tokens-{shard:05d}.bin", self.plan["dtype"])
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raise `DataError` unless the shards were made with this tokenizer."""
+        if self.plan["tokenizer"] != tokenizer_hash(tokenizer):
+            raise DataError(f"{self.folder}: these shards were made with another tokenizer than the model's")
 
     def documents(self, shard: int) -> np.ndarray:
         """Offsets of a shard's documents, int64 [documents + 1]."""

@@ -112,7 +112,7 @@ class Job(Config):
     """A training run that can start in another process: everything by name, nothing by reference.
 
     model: a spec for `llamax.models.load`. rows: a folder written by `Rows.save` or `Windows.save`.
-    template: fingerprint of the template the rows were rendered with, stored with the model.
+    template: fingerprint of the template the rows were rendered with, stored with the model; None for plain text.
     out: gets `checkpoints/`, `model/` and the logs.
     port: of the first rank; chosen if not given. hostfile: DeepSpeed's, for several machines.
     """
@@ -122,6 +122,6 @@ class Job(Config):
     rows: str
     train: TrainConfig
     out: str
-    template: str
+    template: str | None
     hostfile: str | None = None
     port: int | None = Field(None, ge=1, le=65535)
