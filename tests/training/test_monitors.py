@@ -187,9 +187,12 @@ def test_going_back_needs_checkpoints_that_reach():
 
 
 class TestPlanted:
-    """Six batches of noise near the end of a run over the small world's prose."""
+    """Six batches of noise at the end of a run over the small world's prose.
 
-    STEPS, NOISE = 64, range(57, 63)
+    At the end, because a model this small forgets them within a few batches of prose.
+    """
+
+    STEPS, NOISE = 64, range(58, 64)
 
     @pytest.fixture(scope="class")
     def windows(self, tmp_path_factory):

@@ -8,6 +8,7 @@ import yaml
 
 from llamax.errors import ParameterError
 from llamax.progress import Progress
+from llamax.runs.parameters import YamlLoader
 from llamax.training.config import TrainConfig
 from llamax.training.launch import train
 from llamax.training.loop import count_steps
@@ -40,7 +41,7 @@ def read_config(file: Path | None, options: dict[str, Any], overrides: dict[str,
 def _read(file: Path) -> dict[str, Any]:
     """A YAML file as a mapping."""
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = yaml.load(file.read_text(encoding="utf-8"), YamlLoader)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ParameterError(f"{file}: cannot be read ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
