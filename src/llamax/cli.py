@@ -22,7 +22,7 @@ app = typer.Typer(
     help="Llama-X: run research notebooks, look at their results, build papers from them.",
 )
 paper = typer.Typer(no_args_is_help=True, help="Build a paper from recorded results, or check it.")
-pretrain = typer.Typer(no_args_is_help=True, help="Make the models that we ship.")
+pretrain = typer.Typer(no_args_is_help=True, help="Pre-train a model; make the one that we ship.")
 data = typer.Typer(no_args_is_help=True, help="Look at data before training on it.")
 app.add_typer(paper, name="paper")
 app.add_typer(pretrain, name="pretrain")
@@ -334,6 +334,29 @@ def pretrain_nano(
     print(f"{folder}: copy it over src/llamax/models/nano/ to ship it")
 
 
+@pretrain.command("run")
+def pretrain_run(
+    config: Annotated[Path | None, typer.Argument(help="a YAML file of parameters; options go before it")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder to work in; the same command goes on there")] = None,
+    model: Annotated[str | None, typer.Option(help="to go on from; with --from-scratch: whose shape to take")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="file, folder of files, or shards; repeat it", metavar="PATH[=WEIGHT]")
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(help="to train on; one epoch when left out", min=1)] = None,
+    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="begin with random weights")] = False,
+    parameter: Annotated[
+        list[str] | None, typer.Option("-p", "--parameter", help="name=value, such as train.seed=1", metavar="K=V")
+    ] = None,
+) -> None:
+    """Pre-train a model on text, from scratch or continued; killed, the same command goes on to the bit."""
+    from llamax.training import pretrain_command
+
+    if out is None:
+        raise ParameterError("--out is missing: name a folder to work in")
+    options = {"model": model, "data": data, "tokens": tokens, "from_scratch": from_scratch or None}
+    pretrain_command.run(config, out, options, read_overrides(parameter or []))
+
+
 @app.command()
 def contamination(
     source: Annotated[str, typer.Argument(help="training data: a named source (data_cards/), a file or a hub id")],
@@ -353,6 +376,27 @@ def contamination(
     if fields and not named:
         raise ParameterError(f"--fields {fields!r}: names no field; give some with commas between, or leave it out")
     command.run(source, against, split, named, rule, outcomes=outcomes, json=json, out=out, clean=decontaminate)
+
+
+@data.command("shards")
+def data_shards(
+    files: Annotated[list[Path], typer.Argument(help=".txt, .jsonl, .json (also .gz) or .parquet; folders of them")],
+    out: Annotated[Path, typer.Option(help="folder for the shards; the same command goes on there")],
+    tokenizer: Annotated[str, typer.Option(help="nano, smol, a folder or a hub id")],
+    field: Annotated[str, typer.Option(help="of a row, that holds the text")] = "text",
+    split: Annotated[str, typer.Option(help="a document of a .txt is a: file, paragraph, line")] = "file",
+    shard_tokens: Annotated[int, typer.Option(help="tokens of a shard", min=2)] = 1 << 26,
+) -> None:
+    """Tokenize text into shards to pre-train on; what is finished is not made again."""
+    from llamax.data.shards import shard_files
+    from llamax.models.load import load_tokenizer
+    from llamax.training.pretrain import text_files
+
+    if split not in ("file", "paragraph", "line"):
+        raise ParameterError(f"--split {split}: should be file, paragraph or line")
+    found = [file for path in files for file in text_files(path)]
+    loaded = load_tokenizer(tokenizer)
+    print(f"{out}: {shard_files(found, loaded, out, shard_tokens=shard_tokens, field=field, split=split)}")
 
 
 @data.command("inspect")

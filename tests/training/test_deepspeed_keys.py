@@ -38,7 +38,10 @@ def test_what_the_engine_makes_is_known_to_deepspeed(precision):
         ({"data_types": {"xyz": "fp32"}}, "'data_types.xyz' and would ignore it: valid here: .*keep_in_fp32_modules"),
         ({"bf16": {"imediate_grad_update": True}}, "did you mean 'immediate_grad_update'"),
         ({"flops_profiler": {"enabled": False, "module_deep": 1}}, "did you mean 'module_depth'"),
-        ({"zero_optimization": {"reduce_bucket_size": "big"}}, "zero_optimization.reduce_bucket_size = 'big': Input sh"),
+        (
+            {"zero_optimization": {"reduce_bucket_size": "big"}},
+            "zero_optimization.reduce_bucket_size = 'big': Input sh",
+        ),
         ({"pipeline_": 1}, "did you mean 'pipeline'"),
     ],
 )
