@@ -171,7 +171,7 @@ class TestHardware:
 
     @pytest.mark.parametrize("text", ["300", "300 XB", "GB", "0GB", "-3GB", "1e3GB", ""])
     def test_malformed_sizes(self, text):
-        with pytest.raises(ParameterError, match="--host-memory .*write a size with its unit, such as 300GB"):
+        with pytest.raises(ParameterError, match=r"--host-memory .*write a size with its unit, such as 300GB"):
             parse_bytes(text, "--host-memory")
 
 
