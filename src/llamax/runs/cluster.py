@@ -8,6 +8,8 @@ import contextlib
 import io
 import re
 import shutil
+import sys
+from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
 from pydantic import BaseModel, Field, model_validator
@@ -18,7 +20,7 @@ from llamax.errors import ParameterError, RunError
 from llamax.runs import records, slurm, submitted
 from llamax.runs.keys import Key, run_key
 from llamax.runs.locks import is_held
-from llamax.runs.parameters import parameter_names, parse_parameters
+from llamax.runs.parameters import parameter_names, parse_parameters, resolve_name
 from llamax.runs.session import now, run_name
 from llamax.runs.store import Store
 from llamax.runs.submitted import Ticket
@@ -88,15 +90,19 @@ def submit(
     resources: Resources | None = None,
     *,
     store: Store | None = None,
+    tell: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
 ) -> list[Outcome]:
     """Submit `direction` at `profile` once per seed, as one array of jobs; how each seed stands now.
 
-    The number of ranks follows from the nodes and their GPUs. Raises: ParameterError: parameters that do not fit, among
+    The number of ranks follows from the nodes and their GPUs, and `tell` is told what else does. Raises: ParameterError: parameters that do not fit, among
     them a batch that these ranks cannot share. RunError: there is no Slurm here, or it refuses the job.
     """
     store, resources = store or Store(), resources or Resources()
     time = slurm.minutes(resources.time)
-    overrides, slots = spread(direction, profile, overrides or {}, resources)
+    asked = overrides or {}
+    overrides, slots = spread(direction, profile, asked, resources)
+    if follows := {name: value for name, value in overrides.items() if name not in asked}:
+        tell("from nodes and GPUs follows: " + ", ".join(f"{name}={value}" for name, value in follows.items()))
     configs = {seed: parse_parameters(direction, profile, seed, overrides) for seed in seeds}
     if missing := [name for name in ("sbatch", "srun") if not shutil.which(name)]:
         raise RunError(
@@ -167,7 +173,23 @@ def spread(direction: str, profile: str, overrides: dict[str, Any], resources: R
     ranks = nodes * gpus or _value(config, name)
     if ranks % nodes:
         raise ParameterError(f"--nodes {nodes}: they cannot share {ranks} ranks equally; give --gpus-per-node")
-    return overrides if ranks == _value(config, name) else overrides | {name: ranks}, ranks // nodes
+    if ranks == _value(config, name):
+        return overrides, ranks // nodes
+    return overrides | {name: ranks} | _smaller_micro_batch(config, name, ranks, overrides), ranks // nodes
+
+
+def _smaller_micro_batch(config: Config, name: str, ranks: int, overrides: dict[str, Any]) -> dict[str, Any]:
+    """The largest micro-batch with which `ranks` share the batch, as an override, where the profile's is too large.
+
+    The gradient of a step does not depend on it. One that was asked for stays, to be refused if it does not fit.
+    """
+    group = name.removesuffix("ranks")
+    given = {resolve_name(key, type(config)): value for key, value in overrides.items()}
+    batch = given.get(f"{group}batch_size", _value(config, f"{group}batch_size"))
+    micro = given.get(f"{group}micro_batch", _value(config, f"{group}micro_batch"))
+    if f"{group}micro_batch" in given or type(batch) is not int or batch % ranks or batch % (micro * ranks) == 0:
+        return {}
+    return {f"{group}micro_batch": max(m for m in range(1, micro + 1) if batch // ranks % m == 0)}
 
 
 def _rank_parameter(config: Config) -> str | None:
@@ -222,8 +244,8 @@ def _send(
         with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises
             jobs = executor.submit_array(tasks)
     except submitit.core.utils.FailedJobError as error:
-        said = [line for line in str(error).splitlines() if line.startswith("sbatch: error")] or str(error).splitlines()
-        raise RunError(f"Slurm refuses the job: {said[0].removeprefix('sbatch: error: ')}") from None
+        said = [line.removeprefix("sbatch: error: ") for line in str(error).splitlines() if line.strip()]
+        raise RunError(f"Slurm refuses the job: {'; '.join(said)}") from None
     tickets = [
         Ticket(
             job=job.job_id, direction=direction, run=one.run, profile=profile, seed=one.seed, key=one.key.digest,

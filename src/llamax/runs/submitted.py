@@ -93,6 +93,8 @@ def standings(store: Store, rows: list[Freshness] | None = None) -> tuple[list[S
     found = []
     for ticket in open_:
         job = slurm.JobState(ticket.ended) if ticket.ended else jobs.get(ticket.job)
+        if job is None and not silence and not ticket.log(store).exists():
+            job = slurm.JobState("CANCELLED")  # while it waited: Slurm keeps no record of such a task of an array
         if job and job.over and not ticket.ended:
             write(ticket.model_copy(update={"ended": job.state}), store)
         row = next((row for row in rows if (row.direction, row.run) == (ticket.direction, ticket.run)), None)
