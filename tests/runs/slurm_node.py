@@ -20,7 +20,7 @@ ClusterName=llamax
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge/socket,cred_expire=5
+AuthInfo=socket={folder}/munge/socket,cred_expire=12
 SlurmUser=root
 SlurmdUser=root
 StateSaveLocation={folder}/state

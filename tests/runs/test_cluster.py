@@ -270,7 +270,6 @@ class TestStatus:
 
     @pytest.mark.parametrize("fault", ["slow", "broken", "absent"])
     def test_it_says_so_when_slurm_does_not_answer(self, three, fault, monkeypatch):
-        monkeypatch.setattr(slurm, "PATIENCE", 0.5)
         if fault == "absent":
             monkeypatch.setenv("PATH", str(three / "nothing"))
         (three / fault).write_text("slurm_load_jobs error: Unable to contact slurm controller")

@@ -152,10 +152,22 @@ def same(one, other, seed):
     assert weights[0] == weights[1]
 
 
-def resumed_from(root, seed):
-    """How many steps the last attempt of a run found done, by the oldest checkpoint that was younger than its start."""
-    (log,) = {path for path in root.glob("runs/slurm/*_0_log.out") if f"seed {seed} ->" in path.read_text()}
-    return log.read_text().count(f"seed {seed} ->")
+def attempts(root, seed):
+    """How often the run was begun, as its job's log tells."""
+    (log,) = (text for path in root.glob("runs/slurm/*_0_log.out") if f"seed {seed} ->" in (text := path.read_text()))
+    return log.count(f"seed {seed} ->")
+
+
+def first_steps(root, seed):
+    """Seconds that each step took, of those behind the first checkpoint; waits for it."""
+    state = wait_for_path(root, f"runs/instruction_tuning/nano-s{seed}-*/full-0/checkpoints/step-*/run.json")
+    return [step[-1] for step in json.loads(state.read_text())["steps"]]
+
+
+def seconds_of(root, seed):
+    """Seconds that each step took, as the record tells."""
+    (record,) = (record for record in Store(root).records() if record.seed == seed)
+    return Store(root).series(record, "curves").seconds.tolist()
 
 
 def test_an_array_of_two_seeds_completes_with_one_record_each_and_is_not_submitted_again(undisturbed):
@@ -169,37 +181,26 @@ def test_an_array_of_two_seeds_completes_with_one_record_each_and_is_not_submitt
     assert jobs(again) == []
 
 
-def test_a_time_limit_and_a_preemption_leave_the_result_as_it_would_have_been(undisturbed, place):
-    """Seed 0 is warned by Slurm because its time is nearly up, seed 1 is requeued without a warning."""
+def test_a_warning_and_a_preemption_leave_the_result_as_it_would_have_been(undisturbed, place):
+    """Seed 0 is sent the signal that Slurm sends when time is nearly up; seed 1 is requeued without a warning."""
     root = place("disturbed")
-    limited, preempted = jobs(submit(root, "--seeds", "0,1"))
-    assert submit(root, "--seeds", "0,1").count(limited.split("_")[0]) == 2  # on their way: named, not submitted again
-    wait_for_path(root, "runs/instruction_tuning/nano-s0-*/full-0/checkpoints/step-*")
-    subprocess.run(["scontrol", "update", f"JobId={limited}", "TimeLimit=2"], check=True)
-    wait_for_path(root, "runs/instruction_tuning/nano-s1-*/full-0/checkpoints/step-*")
+    warned, preempted = jobs(submit(root, "--seeds", "0,1"))
+    assert submit(root, "--seeds", "0,1").count(warned.split("_")[0]) == 2  # on their way: named, not submitted again
+    began = {0: first_steps(root, 0)}
+    subprocess.run(["scancel", "--signal=USR2", warned], check=True)
+    began[1] = first_steps(root, 1)
     subprocess.run(["scontrol", "requeue", preempted], check=True)
-    before = {seed: run_of(root, seed) for seed in (0, 1)}
-    assert all(before.values())
-    seen = wait_for(root, lambda rows: all(limit_lifted(limited, row) for row in rows) and is_fresh(rows, 2))
+    seen = wait_for(root, lambda rows: is_fresh(rows, 2))
     assert all(states[-1] == "fresh" and "preempted" in states for states in seen.values()), seen
     for seed in (0, 1):
-        assert resumed_from(root, seed) >= 2
+        assert attempts(root, seed) == 2
+        assert seconds_of(root, seed)[: len(began[seed])] == began[seed]  # resumed: not one of them was taken again
+        assert seconds_of(undisturbed[0], seed)[: len(began[seed])] != began[seed]
         same(undisturbed[0], root, seed)
-
-
-def limit_lifted(job, row):
-    """Give the limited job its time back as soon as it waits; always true."""
-    if row[2] == "preempted" and f"job {job} " in row[3]:
-        subprocess.run(["scontrol", "update", f"JobId={job}", "TimeLimit=60"], check=True)
-    return True
 
 
 def is_fresh(rows, number):
     return [row[2] for row in rows] == ["fresh"] * number
-
-
-def run_of(root, seed):
-    return sorted(path.name for path in root.glob(f"runs/instruction_tuning/nano-s{seed}-*"))
 
 
 def test_ranks_on_two_nodes_start_by_srun_are_warned_and_compute_what_two_ranks_on_one_node_do(place):
@@ -208,13 +209,14 @@ def test_ranks_on_two_nodes_start_by_srun_are_warned_and_compute_what_two_ranks_
     submit(one_node, parameters=two)
     wait_for(one_node, lambda rows: is_fresh(rows, 1))
     (job,) = jobs(submit(two_nodes, "--nodes", "2", parameters=two))
-    wait_for_path(two_nodes, "runs/instruction_tuning/*/full-0/checkpoints/step-*")
+    began = first_steps(two_nodes, 0)
     steps = subprocess.run(["squeue", "--steps", "--noheader", "--format=%i %N"], capture_output=True, text=True).stdout
     assert f"{job}.1 n[1-2]" in steps
     assert (two_nodes / "runs" / "slurm" / f"{job}.hosts").read_text() == "n1 slots=1\nn2 slots=1\n"
     subprocess.run(["scancel", "--signal=USR2", job], check=True)
     seen = wait_for(two_nodes, lambda rows: is_fresh(rows, 1))
     assert "preempted" in next(iter(seen.values()))
+    assert seconds_of(two_nodes, 0)[: len(began)] == began
     same(one_node, two_nodes, 0)
 
 

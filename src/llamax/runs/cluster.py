@@ -94,8 +94,11 @@ def submit(
 ) -> list[Outcome]:
     """Submit `direction` at `profile` once per seed, as one array of jobs; how each seed stands now.
 
-    The number of ranks follows from the nodes and their GPUs, and `tell` is told what else does. Raises: ParameterError: parameters that do not fit, among
-    them a batch that these ranks cannot share. RunError: there is no Slurm here, or it refuses the job.
+    The number of ranks follows from the nodes and their GPUs, and `tell` is told what else does. On several nodes ask
+    for whole ones: DeepSpeed's launcher counts a node's GPUs from 0.
+
+    Raises: ParameterError: parameters that do not fit, among them a batch that these ranks cannot share. RunError:
+    there is no Slurm here, or it refuses the job.
     """
     store, resources = store or Store(), resources or Resources()
     time = slurm.minutes(resources.time)
