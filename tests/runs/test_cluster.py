@@ -249,6 +249,7 @@ class TestStatus:
         ]
         assert states() == wanted
         (three / "squeue").unlink()
+        assert CliRunner().invoke(cli.app, ["status"]).stderr == ""  # not asked again
         assert states() == wanted
 
     def test_a_job_that_the_controller_forgot_is_looked_up_in_the_accounts(self, three):

@@ -63,6 +63,7 @@ class Task:
         """Called by submitit on the warning signal: stop the run, and say what is to be done next time: the same."""
         from submitit.core.utils import DelayedSubmission
 
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # a second warning would begin this anew, in the midst of it
         if self.process is not None:
             self._stop(self.process)
         return DelayedSubmission(Task(self.arguments, self.nodes, self.slots))
