@@ -79,14 +79,63 @@ def run(
 
 @app.command()
 def status() -> None:
-    """Say of each run whether it is fresh, stale and why, failed, interrupted, running or missing."""
-    from llamax.runs import Store
+    """Say of each run whether it is fresh, stale and why, failed, interrupted, running or missing.
 
-    rows = Store().status()
+    Of one that was submitted to Slurm: whether it is queued, running, preempted (waiting to go on) or cancelled.
+    """
+    from llamax.runs import Store
+    from llamax.runs.submitted import merge, standings
+
+    store = Store()
+    rows = store.status()
+    found, silence = standings(store, rows)
+    rows = merge(rows, found)
     for row in rows:
         print(f"{row.direction:20} {row.run or f'{row.profile}-s{row.seed}':24} {row.state:12} {row.why}".rstrip())
     if not rows:
         print("no notebooks and no runs")
+    if silence:
+        print(f"{silence}: submitted runs are as they were last known", file=sys.stderr)
+
+
+@app.command()
+def submit(
+    direction: Annotated[str, typer.Argument(help="a direction, such as instruction_tuning")],
+    profile: Annotated[str, typer.Option(help="notebooks/profiles/<name>.yaml")] = "nano",
+    seeds: Annotated[str, typer.Option(help="one run each: 0,1,2 or 0-4")] = "0",
+    nodes: Annotated[int, typer.Option(help="nodes of each run")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(help="one rank each; 0: the profile's ranks, on CPUs")] = 0,
+    time: Annotated[str, typer.Option(help="limit, as sbatch takes it; met, the run is requeued")] = "24:00:00",
+    partition: Annotated[str | None, typer.Option(help="of Slurm")] = None,
+    account: Annotated[str | None, typer.Option(help="of Slurm")] = None,
+    qos: Annotated[str | None, typer.Option(help="of Slurm")] = None,
+    mem: Annotated[str | None, typer.Option(help="host memory per node, such as 300G")] = None,
+    cpus_per_task: Annotated[int | None, typer.Option(help="CPUs per node")] = None,
+    requeues: Annotated[int, typer.Option(help="how often a run may meet its time limit and go on")] = 20,
+    extra: Annotated[
+        list[str] | None, typer.Option(help="any other of sbatch, repeatable", metavar="NAME=VALUE")
+    ] = None,
+    parameter: Annotated[
+        list[str] | None, typer.Option("-p", "--parameter", help="name=value; the name may be dotted", metavar="K=V")
+    ] = None,
+) -> None:
+    """Submit a run for each seed to Slurm, as one array; `llamax status` says how they stand.
+
+    A run that is warned (preemption, time limit) is interrupted, requeued, and goes on from its newest checkpoint.
+    """
+    from llamax.runs import cluster
+
+    asked = {
+        "nodes": nodes, "gpus_per_node": gpus_per_node, "time": time, "partition": partition, "account": account,
+        "qos": qos, "mem": mem, "cpus_per_task": cpus_per_task, "requeues": requeues,
+        "extra": cluster.read_extra(extra or []),
+    }  # fmt: skip
+    resources = cluster.Resources.parse(asked, "llamax submit")
+    overrides = read_overrides(parameter or [])
+    if named := [name for name in ("profile", "seed") if name in overrides]:
+        raise ParameterError(f"-p {named[0]}=...: give --{'seeds' if named[0] == 'seed' else 'profile'} instead")
+    for seed, run, state, why in cluster.submit(direction, profile, cluster.read_seeds(seeds), overrides, resources):
+        print(f"seed {seed:<4} {state:10} {direction}/{run}  {why}")
 
 
 @app.command()
