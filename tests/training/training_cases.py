@@ -22,13 +22,14 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llamax.data.packing import Documents, Rows, collate
+from llamax.models.source import NANO_FOLDER
 from llamax.training.config import TrainConfig
 from llamax.training.engines import make_engine
 from llamax.training.loop import fit, micro_batches, rows_of_step
 from llamax.training.lora import apply_lora
 from llamax.training.objectives import next_token_loss
 from llamax.training.ranks import free_port, leave
-from llamax.training.worker import whole_model
+from llamax.training.worker import gather_parameters, whole_model
 
 PAD = 0
 
@@ -69,14 +70,14 @@ def new_config(**changes) -> TrainConfig:
     return TrainConfig.parse({"learning_rate": 5e-3, "epochs": 2, "batch_size": 8, "micro_batch": 4, **changes})
 
 
-def run_ranks(ranks: int, cases: list[dict], folder: Path, *, timeout: float = 240) -> list[int]:
+def run_ranks(ranks: int, cases: list[dict], folder: Path, *, timeout: float = 240, **environment) -> list[int]:
     """Run the cases, one after the other, on `ranks` processes that log into `folder`; give their exit codes.
 
     A process that dies takes the others with it.
     """
     port = str(free_port())
     base = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(ranks), "MASTER_PORT": port}
-    base |= {"MASTER_ADDR": "127.0.0.1", "LOCAL_SIZE": str(ranks)}
+    base |= {"MASTER_ADDR": "127.0.0.1", "LOCAL_SIZE": str(ranks), **environment}
     command = [sys.executable, __file__, json.dumps(cases)]
     with contextlib.ExitStack() as stack:
         processes = []
@@ -122,6 +123,24 @@ def distributed_gradients(spec: dict) -> None:
         torch.save({"loss": loss, "gradients": found}, Path(spec["out"]) / "gradients.pt")
 
 
+def loading(spec: dict) -> None:
+    """Load a model in shards; save its whole weights and buffers, and by how much this rank's memory had grown."""
+    import psutil
+
+    from llamax.training.sharded import load_sharded
+
+    load_sharded(str(NANO_FOLDER), TrainConfig.parse(spec["config"]))  # imports and arenas do not count
+    before = psutil.Process().memory_info().rss
+    Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
+    model, tokenizer = load_sharded(spec["model"], TrainConfig.parse(spec["config"]), pad_token=spec.get("pad_token"))
+    status = Path("/proc/self/status").read_text()
+    peak = 1024 * int(status.partition("VmHWM:")[2].split()[0]) - before
+    found = gather_parameters(model)
+    rank = torch.distributed.get_rank()
+    buffers = dict(model.named_buffers())
+    torch.save({"peak": peak, "weights": found, "buffers": buffers}, Path(spec["out"]) / f"loaded-{rank}.pt")
+
+
 def training(spec: dict) -> None:
     """Save what a whole `fit` leaves; die on the way if the spec says so."""
     config, out = TrainConfig.parse(spec["config"]), Path(spec["out"])
@@ -149,5 +168,5 @@ def training(spec: dict) -> None:
 if __name__ == "__main__":
     for case in json.loads(sys.argv[1]):
         Path(case["out"]).mkdir(parents=True, exist_ok=True)
-        distributed_gradients(case) if case.get("gradients") else training(case)
+        {"gradients": distributed_gradients, "load": loading}.get(case.get("do"), training)(case)
     leave()

@@ -29,11 +29,15 @@ def run_job(job: Job, *, on_step: Callable[[StepMetrics], None] | None = None) -
     from llamax.models.fingerprint import fingerprint
     from llamax.models.load import load
     from llamax.models.save import save
+    from llamax.training.sharded import load_sharded
 
     config = job.train
     rows = Rows.load(job.rows)
-    dtype = torch.float32 if config.engine == "torch" else DTYPES[config.precision]  # DeepSpeed's masters start there
-    model, tokenizer = load(job.model, dtype=dtype, pad_token=job.pad_token)
+    if config.zero_stage == 3:
+        model, tokenizer = load_sharded(job.model, config, pad_token=job.pad_token)
+    else:  # DeepSpeed's masters start from the precision that is loaded
+        dtype = torch.float32 if config.engine == "torch" else DTYPES[config.precision]
+        model, tokenizer = load(job.model, dtype=dtype, pad_token=job.pad_token)
     if config.lora:
         seed_everything(config.seed)
         model = apply_lora(model, config.lora)
