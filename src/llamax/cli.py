@@ -189,6 +189,42 @@ def gate(
 
 
 @app.command()
+def plan(
+    gpus: Annotated[str, typer.Option(help="such as 8xV100-32GB, or 3x8xA100-40GB for three nodes")],
+    profile: Annotated[str, typer.Option(help="notebooks/profiles/<name>.yaml")] = "7b",
+    direction: Annotated[str, typer.Option(help="whose section of the profile")] = "instruction_tuning",
+    host_memory: Annotated[str | None, typer.Option(help="of one node, such as 300GB")] = None,
+    disk: Annotated[str | None, typer.Option(help="free disk, such as 2TB")] = None,
+    model: Annotated[str | None, typer.Option(help="a shape (llama-2-70b), a config.json or a model folder")] = None,
+    method: Annotated[str | None, typer.Option(help="full or lora; the profile's first when left out")] = None,
+    examples: Annotated[int | None, typer.Option(help="documents of an epoch", min=1)] = None,
+    mean_tokens: Annotated[float | None, typer.Option(help="tokens of a document, on average", min=1)] = None,
+    tokens: Annotated[int | None, typer.Option(help="tokens of an epoch", min=1)] = None,
+    mfu: Annotated[float | None, typer.Option(help="share of the GPU's peak, in place of the assumed one")] = None,
+    parameter: Annotated[
+        list[str] | None, typer.Option("-p", "--parameter", help="name=value; the name may be dotted", metavar="K=V")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="as one JSON object, sizes in bytes")] = False,
+) -> None:
+    """Say what a training will need: memory of GPUs and hosts, disk, operations, time; and whether it fits.
+
+    Exit status: 0 it fits; 1 it does not, and the smallest change that does is named.
+    """
+    from json import dumps
+
+    from llamax.runs.planning import plan_profile
+    from llamax.training.plan import as_json, parse_hardware, report
+
+    found = plan_profile(
+        parse_hardware(gpus, host_memory, disk), direction=direction, profile=profile, model=model, method=method,
+        overrides=read_overrides(parameter or []), examples=examples, mean_tokens=mean_tokens, tokens=tokens, mfu=mfu,
+    )  # fmt: skip
+    print(dumps(as_json(found), indent=1) if json else report(found))
+    if found.verdict.answer == "does not fit":
+        raise typer.Exit(1)
+
+
+@app.command()
 def execute(
     file: Annotated[str, typer.Argument(help="a Python program; - for standard input")],
     timeout: Annotated[float, typer.Option(help="seconds, of wall and of CPU time", min=0.1)] = 20.0,
