@@ -26,6 +26,8 @@ from llamax.training.history import StepMetrics
 
 # How torch's zip writer, which goes around Python's files, words a write that did not take all bytes.
 SHORT_WRITE = re.compile(r"PytorchStreamWriter|iostream|unexpected pos|No space left")
+ELASTIC = {"train.ranks", "train.micro_batch"}
+"""Where a step is computed and in which pieces, not what: a run may go on with others."""
 
 
 class Checkpoints(NamedTuple):
@@ -82,7 +84,9 @@ class Checkpoints(NamedTuple):
         state = json.loads((newest[0] / "run.json").read_text())
         self._check_identity(newest[0], state["identity"])
         engine.load(newest[0])
-        set_random_state(torch.load(newest[0] / f"rng-{engine.rank}.pt", weights_only=True))
+        drawn = newest[0] / f"rng-{engine.rank}.pt"
+        if drawn.exists():  # a rank that there was not before keeps the state of its own seed
+            set_random_state(torch.load(drawn, weights_only=True))
         return [StepMetrics(*step) for step in state["steps"]]
 
     def _verify(self, checkpoint: Path, engine: Engine) -> None:
@@ -112,7 +116,7 @@ class Checkpoints(NamedTuple):
     def _check_identity(self, checkpoint: Path, saved: dict[str, Any]) -> None:
         """Refuse a checkpoint of another run, naming what differs."""
         before, now = _flat(json.loads(json.dumps(saved))), _flat(json.loads(json.dumps(self.identity)))
-        changed = [key for key in before | now if before.get(key) != now.get(key)]
+        changed = [key for key in before | now if before.get(key) != now.get(key) and key not in ELASTIC]
         if changed:
             differences = "; ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in changed)
             raise CheckpointError(
