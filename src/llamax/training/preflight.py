@@ -17,6 +17,8 @@ REHEARSAL = "LLAMAX_REHEARSAL"
 """In the environment: the run is a rehearsal, on whatever there is, and never a result."""
 CPU = "LLAMAX_CPU"
 """In the environment: train with DeepSpeed on the CPU, meaning it."""
+KILL = "LLAMAX_KILL"
+"""In the environment: RANK:STEP, a rank that kills itself after a step, to see that the run survives it."""
 
 
 def rehearsing() -> bool:

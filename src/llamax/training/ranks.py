@@ -164,7 +164,9 @@ def first_failure(folder: Path, status: int, ranks: int) -> str:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
         return f"end of {log}:\n{tail}\nthe ranks {killed} (status {status})"
     if len(errors) < ranks and LOST_TOUCH.search(said[-ENDING:]):
-        return f"what a rank that survived said (all output: {log}):\n{said}\nanother rank {killed}"
+        silent = set(range(ranks)) - {int(path.stem.removeprefix("error-")) for _, path in errors}
+        which = f"rank {silent.pop()}" if len(silent) == 1 else "another rank"
+        return f"what a rank that survived said (all output: {log}):\n{said}\n{which} {killed}"
     return f"rank {file.stem.removeprefix('error-')} failed (all output: {log}); its traceback:\n{said}"
 
 
