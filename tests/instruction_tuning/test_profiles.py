@@ -111,7 +111,9 @@ def test_there_are_the_profiles_that_were_promised():
     assert {*names, *(f"{name}-lora" for name in names)} <= set(GPU_PROFILES)
 
 
-@pytest.mark.parametrize("profile", [pytest.param(n, marks=[pytest.mark.slow] * (n != "7b-lora")) for n in GPU_PROFILES])
+@pytest.mark.parametrize(
+    "profile", [pytest.param(n, marks=[pytest.mark.slow] * (n != "7b-lora")) for n in GPU_PROFILES]
+)
 @pytest.mark.timeout(600)
 def test_the_whole_rehearsal(home, profile, capsys):
     rehearse("instruction_tuning", profile)
@@ -127,7 +129,10 @@ def test_the_whole_rehearsal(home, profile, capsys):
 @pytest.mark.parametrize(
     ("planted", "says"),
     [
-        ({"train.deepspeed_json": {"zero_optimisation": {}}}, "DeepSpeed knows no key 'zero_optimisation'.*did you mean"),
+        (
+            {"train.deepspeed_json": {"zero_optimisation": {}}},
+            "DeepSpeed knows no key 'zero_optimisation'.*did you mean",
+        ),
         (
             {"train.deepspeed_json": {"zero_optimization": {"stage3_gather_16bit_weights_on_model_save": False}}},
             "stage3_gather_16bit_weights_on_model_save is decided by .*saves no weights, in silence",

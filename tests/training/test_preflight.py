@@ -23,7 +23,9 @@ def seven(**overrides):
 def test_a_gpu_profile_without_a_gpu_is_refused_in_one_line(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert gpus() == 0
-    with pytest.raises(LaunchError, match="profile 7b trains on 8 GPUs and this machine has none: .*--rehearse") as error:
+    with pytest.raises(
+        LaunchError, match=r"profile 7b trains on 8 GPUs and this machine has none: .*--rehearse"
+    ) as error:
         check_trainings(seven())
     assert "llamax plan --profile 7b" in str(error.value) and "\n" not in str(error.value)
     for name in ("LLAMAX_REHEARSAL", "LLAMAX_CPU"):

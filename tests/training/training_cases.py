@@ -132,7 +132,7 @@ def loading(spec: dict) -> None:
     load_sharded(str(NANO_FOLDER), TrainConfig.parse(spec["config"]))  # imports and arenas do not count
     before = psutil.Process().memory_info().rss
     Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
-    model, tokenizer = load_sharded(spec["model"], TrainConfig.parse(spec["config"]), pad_token=spec.get("pad_token"))
+    model, _ = load_sharded(spec["model"], TrainConfig.parse(spec["config"]), pad_token=spec.get("pad_token"))
     status = Path("/proc/self/status").read_text()
     peak = 1024 * int(status.partition("VmHWM:")[2].split()[0]) - before
     found = gather_parameters(model)

@@ -52,7 +52,9 @@ def rehearse(
     start = time.perf_counter()
     config = parse_parameters(direction, profile, seed, overrides)
     if not any(train.engine == "deepspeed" for train in trainings(config)):
-        raise RunError(f"profile {profile}: {direction} trains nothing with DeepSpeed there: run it, it is its rehearsal")
+        raise RunError(
+            f"profile {profile}: {direction} trains nothing with DeepSpeed there: run it, it is its rehearsal"
+        )
     room = _room(direction)
     say(f"what profile {profile} will need:\n{needs(direction, profile, overrides, config)}\n")
     with _environment({REHEARSAL: profile, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}):

@@ -12,14 +12,13 @@ from pydantic import BaseModel, ValidationError
 
 from llamax.errors import ParameterError
 
+
 class Watched(dict):
     """A dictionary, objects within it included, that notes in `asked` which keys were looked for, by path."""
 
     def __init__(self, values: dict[str, Any], asked: dict[str, set[str]], path: str = ""):
         below = f"{path}." if path else ""
-        super().__init__(
-            {k: Watched(v, asked, f"{below}{k}") if isinstance(v, dict) else v for k, v in values.items()}
-        )
+        super().__init__({k: Watched(v, asked, f"{below}{k}") if isinstance(v, dict) else v for k, v in values.items()})
         self.asked, self.path = asked, path
 
     def __copy__(self) -> "Watched":

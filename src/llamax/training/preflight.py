@@ -1,4 +1,4 @@
-"""What can be said against a training before anything is loaded: no GPU, too few, a hostfile that does not fit. No torch.
+"""What can be said against a training before anything is loaded: no GPU, too few, a key nobody knows. No torch.
 
 `LLAMAX_RANKS` trains a run of another number of ranks here on so many; where a run is computed is no parameter of it.
 """
@@ -31,8 +31,8 @@ def check_trainings(config: Any) -> None:
     for train in trainings(config):
         check_machine(train, config.profile)
         if train.deepspeed_json:
-            from llamax.training.engines import deepspeed_config  # imports torch: seconds, for those who need it
             from llamax.training.deepspeed_keys import check_deepspeed
+            from llamax.training.engines import deepspeed_config  # imports torch: seconds, for those who need it
 
             check_deepspeed(deepspeed_config(train, hidden_size=4096))
 
@@ -57,8 +57,8 @@ def check_machine(train: TrainConfig, profile: str) -> None:
     found = gpus()
     if not found:
         raise LaunchError(
-            f"profile {profile} trains on {train.ranks} GPUs and this machine has none: rehearse it here with --rehearse, "
-            f"see what it needs with `llamax plan --profile {profile} --gpus {train.ranks}xA100-80GB` "
+            f"profile {profile} trains on {train.ranks} GPUs and this machine has none: rehearse it here with "
+            f"--rehearse, see what it needs with `llamax plan --profile {profile} --gpus {train.ranks}xA100-80GB` "
             f"({CPU}=1 trains on the CPU all the same)"
         )
     if found < train.ranks:

@@ -24,12 +24,15 @@ from typing import NamedTuple, NoReturn
 
 from llamax.errors import LaunchError
 from llamax.files import locate, write_atomic
+from llamax.training.hosts import check_hosts, environment_file
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 10
 LOST_TOUCH = re.compile(r"Connection (reset|closed|refused)|Broken pipe|remote (process|peer)|NCCL", re.IGNORECASE)
 """At the end of a traceback: the rank complains of another one."""
 ENDING = 500  # characters
+ONE_GONE = b"exits with return code"
+"""What DeepSpeed's launcher on a machine says when one of its ranks has failed."""
 
 
 class Placement(NamedTuple):
@@ -72,6 +75,7 @@ def run_ranks(module: str, job_file: Path, where: Placement, follow: Callable[[]
     What they print goes to `log.txt` beside the job file, and so do their tracebacks (`first_failure`). Interrupted,
     or with this process gone, no rank lives on.
     """
+    logged, failed = new_lines(job_file.parent / "log.txt"), None
     with started(module, job_file, where) as process:
         running = True
         while running:
@@ -79,6 +83,10 @@ def run_ranks(module: str, job_file: Path, where: Placement, follow: Callable[[]
             follow()
             if running:
                 time.sleep(POLL_SECONDS)
+            if where.hostfile and failed is None and any(ONE_GONE in line for line in next(logged)):
+                failed = time.monotonic()  # pdsh waits for the other machines, whose ranks may wait for this one's
+            if failed is not None and time.monotonic() - failed > GRACE_SECONDS:
+                break
     return process.returncode
 
 
@@ -114,10 +122,15 @@ def _environment(ranks: int) -> dict[str, str]:
 @contextlib.contextmanager
 def started(module: str, job_file: Path, where: Placement) -> Iterator[subprocess.Popen]:
     """The launcher and its ranks as one process group, none of which outlives the block; `run_ranks` says the rest."""
+    environment = _environment(where.ranks)
+    if where.hostfile:
+        check_hosts(where.hostfile, where.ranks)
+        carried = write_atomic(job_file.parent / "environment", environment_file(environment))
+        environment["DS_ENV_FILE"] = str(carried)
     with open(job_file.parent / "log.txt", "wb") as log:
         process = subprocess.Popen(
             _command(module, job_file, where),
-            env=_environment(where.ranks),
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
