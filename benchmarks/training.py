@@ -1,159 +1,401 @@
-"""Training step: our `fit` against TRL's `SFTTrainer`, on the same model, documents and hyper-parameters, fp32.
+"""Training on CPU: our `fit`, TRL's `SFTTrainer` and the original Llama-X recipe on the same model and examples.
 
-    python benchmarks/training.py [--documents 320] [--repeats 3] [--threads 2]
+    LLAMAX_DATA=... python benchmarks/training.py speed     [--repeats 3]   # three systems, interleaved
+    LLAMAX_DATA=... python benchmarks/training.py waterfall [--repeats 3]   # from the original's recipe to ours
+    LLAMAX_DATA=... python benchmarks/training.py parity                    # loss of the first step in fp32
 
-A nano-shaped LLaMA (hidden 256, 3 layers, vocabulary 2,048) trains one epoch on documents of random tokens whose
-lengths and supervised share are those of short instructions. Both get AdamW, a cosine schedule, clipping at 1, and the
-same documents with the same targets, tokenized beforehand. TRL runs three ways, because on a CPU its packing lays
-all rows of a batch end to end: packed with 8 rows per forward; packed with 1 row per forward and 8 accumulated;
-padded, 8 documents per forward and as many per step as our rows hold. Runs are interleaved, so that a busy machine
-slows all alike. Reported: real tokens per second by the clock and per CPU second of all threads (median, lowest and
-highest), and the median of our speed over theirs, pair by pair.
+SmolLM2-135M, 256 Alpaca examples under one template, tokenized beforehand; rows of 2,048 tokens where rows are packed,
+and as many optimizer steps for everybody: packed rows four at a time, padded documents 64 at a time (the original's
+batch). AdamW, cosine schedule, clipping at 1.
+
+* **original**: Hugging Face's `Trainer`, each batch padded on the right to its longest, fp32 (its fp16 needs a GPU).
+* **TRL**: `SFTTrainer` packed (best fit decreasing, padding-free) with its chunked loss, under bf16 autocast and in
+  pure bf16; a row per forward.
+* **ours**: `fit` in bf16 over an fp32 master, rows end to end.
+
+Reported: real and supervised tokens per second, the share of padding, and MFU: model FLOPs (attention counted exactly
+for the documents, recomputation not at all) over what a large bf16 matrix product reaches on this machine, measured
+between the runs. Ratios are pair by pair. Final losses are of 64 other examples, by one function for all.
 """
 
 import argparse
+import gc
+import json
 import statistics
+import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 import numpy as np
+import psutil
 import torch
-from tokenizers import Tokenizer, models
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+import transformers
+import trl
+from torch import nn
+from torch.nn import functional
+from transformers import Trainer, TrainingArguments
 from transformers.utils import logging
-from trl import SFTConfig, SFTTrainer
 
-from llamax.data.packing import Documents, Rows
+from llamax.data.packing import Batch, Rows, build_rows, collate, collate_flat
+from llamax.data.sources import read
+from llamax.data.templates import get_template
+from llamax.models.load import load
+from llamax.training import attention
 from llamax.training.config import TrainConfig
-from llamax.training.loop import fit
+from llamax.training.engines import make_engine
+from llamax.training.loop import fit, micro_batches, rows_of_step
+from llamax.training.objectives import next_token_loss
+from llamax.training.plan.compute import flops
+from llamax.training.plan.setup import Setup
+from llamax.training.plan.shapes import shape_of
+from llamax.training.schedules import learning_rate
 
-LENGTH, BATCH, RATE, PAD, VOCABULARY = 256, 8, 1e-3, 2, 2048
-TRL_WAYS = {
-    "TRL packed 8x1": {"packing": True, "per_device_train_batch_size": BATCH},
-    "TRL packed 1x8": {"packing": True, "per_device_train_batch_size": 1, "gradient_accumulation_steps": BATCH},
-    "TRL padded": {"packing": False, "per_device_train_batch_size": BATCH},
-}
-
-
-def new_model() -> LlamaForCausalLM:
-    """Nano's shape, random weights from seed 0."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=256,
-        intermediate_size=640,
-        num_hidden_layers=3,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-    )
-    return LlamaForCausalLM(config)
+LENGTH, DOCUMENTS, HELD_OUT, ROWS, BATCH, RATE = 2048, 256, 64, 4, 64, 2e-5
+Objective = Callable[[nn.Module, Batch], tuple[torch.Tensor, int]]
 
 
-def new_documents(count: int) -> list[tuple[list[int], list[bool]]]:
-    """(token ids, targets) of `count` documents: 20 to 250 tokens, the latter half or so supervised."""
-    rng = np.random.default_rng(0)
-    documents = []
-    for n in np.clip(rng.lognormal(4.2, 0.5, count), 20, 250).astype(int):
-        prompt = int(n * rng.uniform(0.3, 0.7))
-        documents.append((rng.integers(5, VOCABULARY, n).tolist(), [False] * prompt + [True] * (n - prompt)))
-    return documents
+class Work(NamedTuple):
+    """The examples, packed and one by one; those held out; the model to begin with."""
+
+    packed: Rows
+    single: Rows
+    held_out: Rows
+    model: nn.Module
+    tokenizer: object
+
+    def fresh(self, dtype: torch.dtype) -> nn.Module:
+        """A copy of the model in `dtype`."""
+        model = type(self.model)(self.model.config).to(dtype)
+        model.load_state_dict(self.model.state_dict())
+        return model.train()
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the epoch, packed."""
+        return -(-len(self.packed) // ROWS)
 
 
-def packed(documents: list[tuple[list[int], list[bool]]]) -> Rows:
-    """Our rows of them."""
-    collector = Documents(LENGTH)
-    for source, (ids, mask) in enumerate(documents):
-        collector.add(source, ids, mask)
-    return collector.rows(packing=True)
+def prepare(spec: str, documents: int) -> Work:
+    """Read, tokenize and pack."""
+    model, tokenizer = load(spec)
+    template = get_template("chatml", tokenizer)
+    examples = read("alpaca", limit=documents + HELD_OUT)
+    rows = [
+        build_rows(part, tokenizer, template, length=LENGTH, packing=packing)
+        for part, packing in (
+            (examples[:documents], True), (examples[:documents], False), (examples[documents:], True),
+        )
+    ]  # fmt: skip
+    return Work(*rows, model, tokenizer)
 
 
-def run_ours(rows: Rows, out: str) -> None:
-    """One epoch of `fit`."""
-    config = TrainConfig(learning_rate=RATE, epochs=1, batch_size=BATCH, micro_batch=BATCH)
-    fit(new_model(), rows, config, out, pad_id=PAD)
+def ours(work: Work, precision: str = "bf16", seed: int = 0, **changes) -> tuple[nn.Module, Callable[[], None]]:
+    """Our `fit`, one epoch."""
+    config = TrainConfig(
+        learning_rate=RATE, epochs=1, batch_size=ROWS, micro_batch=1, precision=precision, seed=seed
+    ).model_copy(update=changes)
+    model = work.fresh(torch.float32)
+
+    def run() -> list[float]:
+        with tempfile.TemporaryDirectory() as out:
+            return fit(model, work.packed, config, out, pad_id=work.tokenizer.pad_token_id).losses
+
+    return model, run
 
 
-def trl_run(data: datasets.Dataset, documents_per_row: float, out: str, options: dict) -> Callable[[], None]:
-    """One epoch of `SFTTrainer`, its data preparation done beforehand."""
-    if not options["packing"]:
-        options = options | {"gradient_accumulation_steps": max(1, round(documents_per_row))}
-    config = SFTConfig(
-        output_dir=out,
-        learning_rate=RATE,
-        lr_scheduler_type="cosine",
-        warmup_steps=0.03,  # a share of all steps
-        num_train_epochs=1,
-        weight_decay=0.0,
+def as_dataset(rows: Rows, **names: str) -> datasets.Dataset:
+    """The documents with what is a target: as labels, or as TRL's completion mask."""
+    out = []
+    for first, last in zip(rows.offsets[:-1], rows.offsets[1:], strict=True):
+        ids, mask = rows.tokens[first:last].tolist(), rows.mask[first:last]
+        labels = [token if target else -100 for token, target in zip(ids, mask, strict=True)]
+        out.append({"input_ids": ids, "completion_mask": mask.astype(int).tolist(), "labels": labels})
+    return datasets.Dataset.from_list(out).remove_columns(names.get("without", "labels"))
+
+
+def common(out: str) -> dict:
+    """Arguments that both of Hugging Face's trainers take."""
+    return {
+        "output_dir": out,
+        "learning_rate": RATE,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.03,  # a share of all steps
+        "num_train_epochs": 1,
+        "weight_decay": 0.0,
+        "gradient_checkpointing": False,
+        "use_cpu": True,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def trl_run(work: Work, how: str, rows: int = ROWS) -> tuple[nn.Module, Callable[[], list[float]]]:
+    """TRL at its best: packed, padding-free, chunked loss; `how`: bf16 'autocast', 'pure' bf16, or 'fp32'."""
+    out = tempfile.mkdtemp()
+    model = work.fresh(torch.bfloat16 if how == "pure" else torch.float32)
+    config = trl.SFTConfig(
+        **common(out),
         max_length=LENGTH,
+        packing=True,
         completion_only_loss=True,
-        gradient_checkpointing=False,
-        bf16=False,
-        use_cpu=True,
-        save_strategy="no",
-        logging_steps=1,
-        report_to="none",
-        disable_tqdm=True,
-        **options,
+        loss_type="chunked_nll",
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=rows,
+        bf16=how == "autocast",
     )
-    tokens = {"<s>": 0, "</s>": 1, "<pad>": PAD}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(tokens, unk_token="<s>")), eos_token="</s>", pad_token="<pad>"
-    )
-    trainer = SFTTrainer(new_model(), config, train_dataset=data, processing_class=tokenizer)
-    return trainer.train
+    data = as_dataset(work.single, without="labels")
+    trainer = trl.SFTTrainer(model, config, train_dataset=data, processing_class=work.tokenizer)
+
+    def run() -> list[float]:
+        trainer.train()
+        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+    return model, run
 
 
-def timed(run: Callable[[], None]) -> tuple[float, float]:
-    """Seconds by the clock and of all CPUs."""
-    start, cpu = time.perf_counter(), time.process_time()
-    run()
-    return time.perf_counter() - start, time.process_time() - cpu
+def original_run(work: Work, *, batch: int = BATCH, micro: int = 8) -> tuple[nn.Module, Callable[[], list[float]]]:
+    """The original recipe: Hugging Face's Trainer, padding to the longest of the micro-batch, fp32."""
+    model, pad = work.fresh(torch.float32), work.tokenizer.pad_token_id
+    steps = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": batch // micro}
+
+    def collator(documents: list[dict]) -> dict[str, torch.Tensor]:
+        width = max(len(document["input_ids"]) for document in documents)
+        fields = {"input_ids": pad, "labels": -100}
+        padded = {
+            name: torch.tensor([d[name] + [fill] * (width - len(d[name])) for d in documents])
+            for name, fill in fields.items()
+        }
+        lengths = torch.tensor([len(d["input_ids"]) for d in documents])
+        return padded | {"attention_mask": (torch.arange(width) < lengths[:, None]).long()}
+
+    arguments = TrainingArguments(**common(tempfile.mkdtemp()), **steps)
+    data = as_dataset(work.single, without="completion_mask")
+    trainer = Trainer(model, arguments, train_dataset=data, data_collator=collator)
+
+    def run() -> list[float]:
+        trainer.train()
+        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+    return model, run
+
+
+def all_logits(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, int]:
+    """The loss as it is usually written: logits of every position, and the mask afterwards."""
+    logits = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits[:, :-1].float()
+    labels = batch.input_ids.masked_fill(~batch.loss_mask, -100)[:, 1:]
+    loss = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+    return loss, int(batch.loss_mask.sum())
+
+
+def targets_only(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, int]:
+    """The vocabulary's projection at the positions before targets alone, by torch's own loss."""
+    hidden = model.get_decoder()(
+        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False,
+        documents=attention.Extents.of(batch.position_ids[:1]),
+    ).last_hidden_state.flatten(0, 1)  # fmt: skip
+    targets = batch.loss_mask.flatten().nonzero().squeeze(1)
+    logits = model.get_output_embeddings()(hidden.index_select(0, targets - 1)).float()
+    labels = batch.input_ids.flatten().index_select(0, targets)
+    return functional.cross_entropy(logits, labels, reduction="sum"), len(targets)
+
+
+class Way(NamedTuple):
+    """One bar of the waterfall. `short`: tokens up to which attention uses whole score matrices."""
+
+    name: str
+    objective: Objective
+    rows: str = "single"
+    documents: bool = False
+    precision: str = "fp32"
+    short: int = 0
+
+
+WAYS = (
+    Way("padded, all logits, fp32", all_logits),
+    Way("logits of targets only", targets_only),
+    Way("documents end to end, attention one by one", targets_only, documents=True),
+    Way("packed into rows of 2,048", targets_only, "packed", documents=True),
+    Way("bf16 over an fp32 master", targets_only, "packed", documents=True, precision="bf16"),
+    Way("score matrices of short documents", targets_only, "packed", True, "bf16", attention.SHORT),
+    Way("loss in the logits' memory", next_token_loss, "packed", True, "bf16", attention.SHORT),
+)
+
+
+def one_way(work: Work, way: Way) -> tuple[nn.Module, Callable[[], list[float]]]:
+    """`fit` without its checks, so that a part of it can be taken out."""
+    rows = getattr(work, way.rows)
+    size, micro = (ROWS, 1) if way.rows == "packed" else (BATCH, 8)
+    config = TrainConfig(learning_rate=RATE, epochs=1, batch_size=size, micro_batch=micro, precision=way.precision)
+    model, lay = work.fresh(torch.float32), collate_flat if way.documents else collate
+    engine = make_engine(model, way.objective, config)
+    steps = -(-len(rows) // size)
+
+    def run() -> list[float]:
+        attention.SHORT, was, losses = way.short, attention.SHORT, []
+        with attention.documents_attention(model) if way.documents else nullcontext():
+            for step in range(steps):
+                indices = rows_of_step(step, len(rows), config)
+                scale, total = 1 / rows.supervised(indices), 0.0
+                for micro in micro_batches(indices, config, 0):
+                    if (micro >= 0).any():
+                        batch = lay(rows, micro[micro >= 0], work.tokenizer.pad_token_id)
+                        total += float(engine.loss_and_backward(batch, scale)[0])
+                engine.step(learning_rate(step, steps, config))
+                losses.append(total * scale)
+        attention.SHORT = was
+        return losses
+
+    return model, run
+
+
+def operations(work: Work, rows: Rows) -> float:
+    """Model FLOPs of one epoch over the real tokens."""
+    lengths = np.diff(rows.offsets)
+    setup = Setup(precision="bf16", engine="torch", batch_size=ROWS, length=LENGTH)
+    pairs = (lengths * (lengths + 1) / 2).sum()
+    return flops(shape_of(work.model.config.to_dict()), setup, lengths.sum(), pairs, rows.mask.sum()).model
+
+
+def matmul_rate(dtype: torch.dtype, size: int = 2048, seconds: float = 1.0) -> float:
+    """Operations per second of a square matrix product, the best of several."""
+    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    best, until = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        start = time.perf_counter()
+        functional.linear(a, b)
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
+def held_out_loss(work: Work, model: nn.Module) -> float:
+    """Nats per supervised token of the examples that nobody was trained on, in fp32."""
+    model.float().eval()
+    total, count = 0.0, 0
+    with torch.no_grad(), attention.documents_attention(model):
+        for row in range(len(work.held_out)):
+            loss, targets = next_token_loss(model, collate_flat(work.held_out, [row], work.tokenizer.pad_token_id))
+            total, count = total + loss.item(), count + targets
+    return total / count
+
+
+def measure(work: Work, systems: dict[str, Callable], repeats: int) -> dict[str, list[dict]]:
+    """Interleaved runs of all systems; of each the seconds, the machine's rate around it, and the losses."""
+    found: dict[str, list[dict]] = {name: [] for name in systems}
+    for repeat in range(repeats):
+        for name, make in systems.items():
+            model, run = make()
+            before = matmul_rate(torch.bfloat16)
+            start = time.perf_counter()
+            losses = run()
+            seconds = time.perf_counter() - start
+            rate = max(before, matmul_rate(torch.bfloat16))
+            held_out = held_out_loss(work, model) if repeat == 0 else None
+            found[name].append({"seconds": seconds, "rate": rate, "losses": losses, "held_out": held_out})
+            print(f"{repeat} {name}: {seconds:.1f} s, {rate / 1e9:,.0f} GFLOP/s, losses {losses}", flush=True)
+            del model, run
+            gc.collect()
+    return found
+
+
+def summary(work: Work, found: dict[str, list[dict]], ours_name: str) -> list[dict]:
+    """One row for each system: medians, with the lowest and highest, and our ratio pair by pair."""
+    real, supervised = len(work.single.tokens), int(work.single.mask.sum())
+    work_done, table = operations(work, work.single), []
+    for name, runs in found.items():
+        ratios = [theirs["seconds"] / own["seconds"] for theirs, own in zip(runs, found[ours_name], strict=True)]
+        shares = [work_done / run["seconds"] / run["rate"] for run in runs]
+        rates = [supervised / run["seconds"] for run in runs]
+        table.append({
+            "system": name, "seconds": statistics.median(run["seconds"] for run in runs),
+            "real_per_second": statistics.median(real / run["seconds"] for run in runs),
+            "supervised_per_second": statistics.median(rates), "lowest": min(rates), "highest": max(rates),
+            "mfu": statistics.median(shares), "ratio": statistics.median(ratios), "ratios": ratios,
+            "last_loss": runs[0]["losses"][-1], "held_out": runs[0]["held_out"], "runs": runs,
+        })  # fmt: skip
+    return table
+
+
+def as_markdown(what: str, facts: dict, table: list[dict]) -> str:
+    """The table for reading."""
+    lines = [f"# Training, {what}", "", f"`{facts['command']}`", ""]
+    lines += [f"- {key}: {value}" for key, value in facts.items() if key != "command"]
+    lines += [
+        "",
+        "| system | seconds | real tok/s | supervised tok/s (range) | MFU | ours faster by | held-out loss |",
+    ]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for row in table:
+        ratio = f"x{row['ratio']:.2f} ({min(row['ratios']):.2f} to {max(row['ratios']):.2f})"
+        loss = f"{row['held_out']:.4f}" if row["held_out"] is not None else ""
+        spread = f"{row['supervised_per_second']:.0f} ({row['lowest']:.0f} to {row['highest']:.0f})"
+        lines.append(
+            f"| {row['system']} | {row['seconds']:.1f} | {row['real_per_second']:.0f} | {spread} | {row['mfu']:.1%} "
+            f"| {ratio} | {loss} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def parity(work: Work) -> dict[str, float]:
+    """Loss of the first optimizer step in fp32, all examples in it: before any update, so it is the same or wrong."""
+    everything = len(work.packed)
+    return {
+        "ours": ours(work, "fp32", batch_size=everything, max_steps=1)[1]()[0],
+        "TRL packed": trl_run(work, "fp32", everything)[1]()[0],
+        "original": original_run(work, batch=len(work.single), micro=8)[1]()[0],
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--documents", type=int, default=320)
+    parser.add_argument("what", choices=["speed", "waterfall", "parity"])
+    parser.add_argument("--model", default="smol")
+    parser.add_argument("--documents", type=int, default=DOCUMENTS)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", default="results/infrastructure")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()
-    documents = new_documents(arguments.documents)
-    rows, data = (
-        packed(documents),
-        datasets.Dataset.from_list([{"input_ids": i, "completion_mask": m} for i, m in documents]),
-    )
-    per_row = len(documents) / len(rows)
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ("ours", *TRL_WAYS)}
-    with tempfile.TemporaryDirectory() as out:
-        for repeat in range(arguments.repeats + 1):
-            runs = {"ours": lambda: run_ours(rows, out)}
-            runs |= {name: trl_run(data, per_row, out, options) for name, options in TRL_WAYS.items()}
-            for name, run in runs.items():
-                result = timed(run)
-                if repeat:  # the first round warms caches
-                    seconds[name].append(result)
-    print(f"{rows.report()}; {arguments.threads} threads, {arguments.repeats} repeats")
-    for name, results in seconds.items():
-        report(name, results, seconds["ours"], rows.report().real)
-
-
-def report(name: str, results: list[tuple[float, float]], ours: list[tuple[float, float]], tokens: int) -> None:
-    """One line: speed by the clock and by CPU time, and how many times faster ours is."""
-    parts = []
-    for which, label in enumerate(("tok/s", "tok/CPU s")):
-        speeds = [tokens / result[which] for result in results]
-        ratios = [theirs[which] / mine[which] for theirs, mine in zip(results, ours, strict=True)]
-        spread = f"{min(speeds):,.0f}..{max(speeds):,.0f}"
-        ratio = f"ours x{statistics.median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f})"
-        parts.append(f"{statistics.median(speeds):8,.0f} {label} ({spread}), {ratio}")
-    print(f"{name:15} " + " | ".join(parts))
+    work = prepare(arguments.model, arguments.documents)
+    print(work.packed.report())
+    facts = {
+        "command": "LLAMAX_DATA=... python benchmarks/training.py " + " ".join(sys.argv[1:]),
+        "work": f"{arguments.model}, {work.packed.report()}",
+        "machine": f"{arguments.threads} threads of {psutil.cpu_count()} cores, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}, trl {trl.__version__}",
+    }
+    if arguments.what == "parity":
+        losses = parity(work)
+        table = None
+        text = "\n".join(f"- {name}: {loss!r}" for name, loss in losses.items())
+        facts |= {"first loss": losses}
+    else:
+        systems = {
+            "speed": {
+                "ours": lambda: ours(work),
+                "TRL packed, bf16 autocast": lambda: trl_run(work, "autocast"),
+                "TRL packed, pure bf16": lambda: trl_run(work, "pure"),
+                "original recipe": lambda: original_run(work),
+            },
+            "waterfall": {way.name: lambda way=way: one_way(work, way) for way in WAYS},
+        }[arguments.what]
+        found = measure(work, systems, arguments.repeats)
+        table = summary(work, found, "ours" if arguments.what == "speed" else WAYS[-1].name)
+        text = as_markdown(arguments.what, facts, table)
+    print(text)
+    out = Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"training_{arguments.what}.json").write_text(json.dumps(facts | {"table": table}, indent=1) + "\n")
+    (out / f"training_{arguments.what}.md").write_text(text if text.endswith("\n") else text + "\n")
 
 
 if __name__ == "__main__":

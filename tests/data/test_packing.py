@@ -17,6 +17,7 @@ from llamax.data.packing import (
     best_fit_decreasing,
     build_rows,
     collate,
+    collate_flat,
     epoch_order,
     plain_text_rows,
 )
@@ -334,3 +335,17 @@ def test_all_of_alpaca_packs_within_a_minute_on_two_cores(shared_data):
     assert time.process_time() - start < 120
     assert report.documents == 52002 and report.rejected == report.split == 0
     assert report.utilisation >= 0.99
+
+
+@given(st.lists(st.lists(st.integers(5, 99), min_size=1, max_size=6), min_size=1, max_size=8), st.data())
+def test_a_flat_batch_is_the_padded_one_without_its_padding(documents, data):
+    rows = make_rows(documents, length=8)
+    indices = data.draw(st.lists(st.integers(-1, len(rows) - 1), min_size=1, max_size=5))
+    flat, padded = collate_flat(rows, indices, pad_id=2), collate(rows, indices, pad_id=3)
+    real = padded.input_ids != 3
+    if not real.any():
+        assert [field.tolist() for field in flat] == [[[2]], [[0]], [[False]]]
+    else:
+        for ours, theirs in zip(flat, padded, strict=True):
+            assert ours.shape == (1, real.sum()) and ours.dtype == theirs.dtype
+            assert torch.equal(ours[0], theirs[real])

@@ -373,6 +373,22 @@ def collate(rows: Rows, indices: Sequence[int], pad_id: int) -> Batch:
     return Batch(torch.from_numpy(input_ids), torch.from_numpy(position_ids), torch.from_numpy(loss_mask))
 
 
+def collate_flat(rows: Rows, indices: Sequence[int], pad_id: int) -> Batch:
+    """The rows `indices` end to end, `[1, tokens]` and no padding; -1 is an empty row.
+
+    If all are empty, one token of padding: a model must be given something.
+    """
+    documents = [rows.members[i] for i in indices if i >= 0]
+    documents = np.concatenate(documents) if documents else np.zeros(0, np.int64)
+    lengths = rows.offsets[documents + 1] - rows.offsets[documents]
+    spans = [slice(*rows.offsets[document : document + 2]) for document in documents]
+    empty = not spans
+    input_ids = np.concatenate([[pad_id] * empty, *(rows.tokens[span] for span in spans)]).astype(np.int64)
+    position_ids = np.concatenate([[0] * empty, *(np.arange(n) for n in lengths)]).astype(np.int64)
+    loss_mask = np.concatenate([[False] * empty, *(rows.mask[span] for span in spans)]).astype(bool)
+    return Batch(*(torch.from_numpy(field)[None] for field in (input_ids, position_ids, loss_mask)))
+
+
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
     """Order in which epoch `epoch` visits `n` rows, int64 [n]: a pure function of its arguments."""
     return np.random.default_rng([seed, epoch]).permutation(n)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from llamax.data.packing import Rows, collate, epoch_order
+from llamax.data.packing import Rows, collate_flat, epoch_order
 from llamax.errors import TrainingError
+from llamax.training.attention import documents_attention
 from llamax.training.checkpoint import Checkpoints, seed_everything
 from llamax.training.config import TrainConfig
 from llamax.training.engines import make_engine
@@ -50,28 +51,31 @@ def fit(
     done = checkpoints.resume(engine)
     resumed_from = len(done)
 
-    for step in range(resumed_from, steps):
-        began = time.perf_counter()
-        indices = rows_of_step(step, len(rows), config)
-        supervised = rows.supervised(indices)
-        wanted = learning_rate(step, steps, config)
-        while True:  # once; in fp16 until nothing overflows, because a step that DeepSpeed skips has taught nothing
-            batches = [collate(rows, micro, pad_id) for micro in micro_batches(indices, config, engine.rank)]
-            loss_sum = sum(engine.loss_and_backward(batch, scale=1 / supervised)[0] for batch in batches)
-            grad_norm, applied = engine.step(wanted)
-            if not engine.overflowed:
-                break
-            if engine.rank == 0:
-                print(f"step {step}: a gradient overflowed in fp16: repeated at half the loss scale", flush=True)
-        loss = engine.total(loss_sum) / supervised
-        assert_rate_moves(applied, wanted, step)
-        assert_finite(loss, grad_norm, step)
-        seconds = time.perf_counter() - began
-        done.append(StepMetrics(step, loss, applied, grad_norm, int(rows.lengths[indices].sum()), supervised, seconds))
-        if on_step:
-            on_step(done[-1])
-        if config.checkpoint_every and (step + 1) % config.checkpoint_every == 0:
-            checkpoints.save(engine, step + 1, done)
+    with documents_attention(model):
+        for step in range(resumed_from, steps):
+            began = time.perf_counter()
+            indices = rows_of_step(step, len(rows), config)
+            supervised = rows.supervised(indices)
+            wanted = learning_rate(step, steps, config)
+            while True:  # once; in fp16 until nothing overflows, because a step that DeepSpeed skips has taught nothing
+                batches = [collate_flat(rows, micro, pad_id) for micro in micro_batches(indices, config, engine.rank)]
+                loss_sum = sum(engine.loss_and_backward(batch, scale=1 / supervised)[0] for batch in batches)
+                grad_norm, applied = engine.step(wanted)
+                if not engine.overflowed:
+                    break
+                if engine.rank == 0:
+                    print(f"step {step}: a gradient overflowed in fp16: repeated at half the loss scale", flush=True)
+            loss = engine.total(loss_sum) / supervised
+            assert_rate_moves(applied, wanted, step)
+            assert_finite(loss, grad_norm, step)
+            seconds = time.perf_counter() - began
+            done.append(
+                StepMetrics(step, loss, applied, grad_norm, int(rows.lengths[indices].sum()), supervised, seconds)
+            )
+            if on_step:
+                on_step(done[-1])
+            if config.checkpoint_every and (step + 1) % config.checkpoint_every == 0:
+                checkpoints.save(engine, step + 1, done)
 
     model.eval()
     if config.gradient_checkpointing:

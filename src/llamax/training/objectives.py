@@ -7,9 +7,10 @@ may divide (transformers PR 34191 is what happens otherwise).
 from collections.abc import Callable
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from llamax.data.packing import Batch
+from llamax.training.attention import Extents
+from llamax.training.cross_entropy import cross_entropy
 
 Objective = Callable[[nn.Module, Batch], tuple[Tensor, int]]
 
@@ -25,13 +26,15 @@ def next_token_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
     Works for a plain causal LM and for one wrapped by peft. A batch without targets gives an exact 0 with a graph.
     """
     causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+    ids, positions = batch.input_ids.view(1, -1), batch.position_ids.view(1, -1)
     # use_cache=False matters: with a cache transformers no longer derives document boundaries from position_ids.
-    output = causal_lm.get_decoder()(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
+    output = causal_lm.get_decoder()(
+        input_ids=ids, position_ids=positions, use_cache=False, documents=Extents.of(positions)
+    )
     targets = batch.loss_mask.flatten().nonzero().squeeze(1)
-    hidden = output.last_hidden_state.flatten(0, 1).index_select(0, targets - 1)
-    logits = causal_lm.get_output_embeddings()(hidden).float()
-    loss = functional.cross_entropy(logits, batch.input_ids.flatten().index_select(0, targets), reduction="sum")
-    return loss, targets.numel()
+    hidden = output.last_hidden_state[0].index_select(0, targets - 1)
+    logits = causal_lm.get_output_embeddings()(hidden)
+    return cross_entropy(logits, ids[0].index_select(0, targets)).sum(), targets.numel()
 
 
 class ObjectiveModule(nn.Module):

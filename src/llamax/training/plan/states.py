@@ -4,7 +4,7 @@
 
                       torch     ZeRO-1      ZeRO-2      ZeRO-3
     weights           e (N+F)   e (N+F)     e (N+F)     e (N+F) / W
-    master weights    4 N (*)   4 N / W     4 N / W     4 N / W (*)      (*) none in fp32: a weight is its own master
+    master weights    4 N (*)   4 N / W     4 N / W     4 N / W          (*) none in fp32: a weight is its own master
     moments           8 N       8 N / W     8 N / W     8 N / W
     gradients         4 N       4 N         4 N / W     4 N / W          summed in fp32 (`grad_accum_dtype`)
 
@@ -52,7 +52,7 @@ def states(shape: Shape, setup: Setup) -> States:
     n, frozen = counts(shape, setup)
     e, stage, shards = setup.element, setup.zero_stage, setup.shards
     weights = e * (n + frozen) / (setup.ranks if stage == 3 else 1)
-    own_master = e == FP32 and stage in (0, 3)
+    own_master = e == FP32 and not stage
     masters, moments = (0 if own_master else FP32 * n / shards), 2 * FP32 * n / shards
     gradients = FP32 * n / (shards if stage >= 2 else 1)
     if setup.offload_optimizer:
@@ -79,7 +79,8 @@ def gather(shape: Shape, setup: Setup) -> float:
     """Bytes of the flat tensor in which prefetched parameters arrive, before they are copied apart."""
     if setup.zero_stage != 3:
         return 0
-    return setup.element * min(setup.bucket("stage3_prefetch_bucket_size", shape.hidden), sum(counts(shape, setup)))
+    ahead = setup.bucket("stage3_prefetch_bucket_size", shape.hidden) + shape.largest_matrix  # the last one overshoots
+    return setup.element * min(ahead, sum(counts(shape, setup)))
 
 
 def reduce(shape: Shape, setup: Setup) -> float:
