@@ -60,6 +60,6 @@ def _silence(process: subprocess.Popen) -> str:
 
 
 def environment_file(environment: Mapping[str, str]) -> str:
-    """What DeepSpeed's `DS_ENV_FILE` should hold: one line, as it puts `export` in front and `;` behind each of several."""
+    """What DeepSpeed's `DS_ENV_FILE` should hold: one line, for it puts `export` in front of each and `;` behind."""
     carried = sorted(name for name in environment if CARRIED.fullmatch(name) and name not in NOT_CARRIED)
     return " ".join(f"{name}={shlex.quote(environment[name])}" for name in carried)
