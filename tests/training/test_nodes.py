@@ -45,9 +45,9 @@ def test_a_host_that_does_not_answer_is_named_at_once(tmp_path, monkeypatch, tin
         check_hosts(job.hostfile, 2)
 
 
-def test_other_machines_get_our_variables_on_one_line():
+def test_other_machines_get_our_variables():
     given = {"LLAMAX_DATA": "/a b", "HF_HOME": "/h", "HOME": "/root", "LLAMAX_HOSTFILE": "x", "DS_ACCELERATOR": "cpu"}
-    assert environment_file(given) == "DS_ACCELERATOR=cpu HF_HOME=/h LLAMAX_DATA='/a b'"
+    assert environment_file(given) == "DS_ACCELERATOR=cpu\nHF_HOME=/h\nLLAMAX_DATA=/a b"
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from llamax.instruction_tuning.config import InstructionData, InstructionTuningC
 from llamax.runs.records import Record
 from llamax.runs.rehearse import Shrunk, little_model
 
-ROWS = 64  # conversations: a packed row or two, the rest of the batch being empty, as at an epoch's end
+ROWS = 24  # conversations: two packed rows, and the rest of the batch empty, as at the end of an epoch
 STEPS, EVERY = 3, 1
 KILL = "1:1"  # rank 1 after the second step: one step behind the first checkpoint
 TRAIN = {"ranks": 2, "micro_batch": 1, "batch_size": 4, "epochs": STEPS, "max_steps": STEPS, "checkpoint_every": EVERY}

@@ -1,7 +1,6 @@
 """Several machines: what DeepSpeed's runner needs of a hostfile, checked before it hangs; what it would not carry."""
 
 import re
-import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -60,6 +59,6 @@ def _silence(process: subprocess.Popen) -> str:
 
 
 def environment_file(environment: Mapping[str, str]) -> str:
-    """What DeepSpeed's `DS_ENV_FILE` should hold: one line, for it puts `export` in front of each and `;` behind."""
+    """What DeepSpeed's `DS_ENV_FILE` should hold, a variable on each line; it quotes the values itself."""
     carried = sorted(name for name in environment if CARRIED.fullmatch(name) and name not in NOT_CARRIED)
-    return " ".join(f"{name}={shlex.quote(environment[name])}" for name in carried)
+    return "\n".join(f"{name}={environment[name]}" for name in carried)

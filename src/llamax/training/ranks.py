@@ -123,7 +123,7 @@ def _environment(ranks: int) -> dict[str, str]:
 def started(module: str, job_file: Path, where: Placement) -> Iterator[subprocess.Popen]:
     """The launcher and its ranks as one process group, none of which outlives the block; `run_ranks` says the rest."""
     environment = _environment(where.ranks)
-    if where.hostfile:
+    if where.hostfile and os.environ.get("LLAMAX_LAUNCHER") != "srun":  # Slurm has its own ways to its machines
         check_hosts(where.hostfile, where.ranks)
         carried = write_atomic(job_file.parent / "environment", environment_file(environment))
         environment["DS_ENV_FILE"] = str(carried)
