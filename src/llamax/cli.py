@@ -55,6 +55,9 @@ def run(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="compute again what is there, and replace it")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="compute again what is there, and compare")] = False,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="a GPU profile on two CPU ranks, its model shrunk: a minute, no result")
+    ] = False,
 ) -> None:
     """Run a direction's notebook; a run that is there already is returned at once."""
     from llamax.runs.directions import directions
@@ -63,6 +66,13 @@ def run(
         raise ParameterError("--force replaces what is published, --verify compares with it: choose one")
     overrides = read_overrides(parameter or [])
     profile, seed = overrides.pop("profile", profile), overrides.pop("seed", seed)
+    if rehearse:
+        from llamax.runs.rehearse import rehearse as rehearse_profile
+
+        if force or verify:
+            raise ParameterError("--rehearse leaves no result: --force and --verify have nothing to do with it")
+        rehearse_profile(direction, profile, overrides, seed)
+        return
     if direction != "all":
         _run_one(direction, profile, overrides, seed, force, verify)
         return

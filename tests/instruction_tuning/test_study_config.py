@@ -7,6 +7,7 @@ from llamax.errors import ParameterError
 from llamax.evaluation.definitions import names
 from llamax.instruction_tuning.config import CONFIG, TASKS
 from llamax.runs import parse_parameters
+from llamax.runs.parameters import profiles
 
 
 def parse(overrides=None, profile="nano", seed=0):
@@ -18,19 +19,27 @@ def test_tasks_are_those_of_the_suites():
     assert set(TASKS["real"]) <= set(names())
 
 
-@pytest.mark.parametrize("profile", ["test", "nano", "smol", "7b", "13b"])
+@pytest.mark.parametrize("profile", profiles())
 def test_every_profile_parses(profile):
     assert parse(profile=profile).profile == profile
 
 
 def test_the_recipe_of_the_original():
     seven, thirteen = (parse(profile=name).train for name in ("7b", "13b"))
-    assert (seven.batch_size, thirteen.batch_size) == (64, 32)
+    assert (seven.offload_optimizer, thirteen.offload_optimizer) == (False, True)
     for train in (seven, thirteen):
         assert (train.learning_rate, train.schedule, train.epochs) == (2e-5, "cosine", 3)
         assert (train.engine, train.zero_stage, train.ranks, train.precision) == ("deepspeed", 3, 8, "bf16")
     data = parse(profile="7b").data
-    assert (data.source, data.length, data.max_examples) == ("alpaca", 512, None)
+    assert (data.source, data.length, data.packing, data.max_examples) == ("alpaca", 2048, True, None)
+
+
+def test_a_lora_variant_is_its_profile_with_adapters_alone():
+    for name in ("7b", "13b", "33b", "65b", "llama3-8b", "llama3-70b"):
+        base, adapted = parse(profile=name), parse(profile=f"{name}-lora")
+        assert (base.methods, adapted.methods) == (("full", "lora"), ("lora",))
+        same = {"profile", "methods", "train"}
+        assert base.model_dump(exclude=same) == adapted.model_dump(exclude=same)
 
 
 def test_every_training_has_a_seed_of_its_own_and_lora_its_adapter_and_rate():

@@ -35,7 +35,7 @@ def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     config = sharded(3, checkpoint_every=2)
     assert -9 in run_ranks(2, [case(folder / "cut", config, die_after=6)], folder), log_of(folder)
-    cases = [case(folder / f"stage-{stage}", sharded(stage), gradients=True) for stage in STAGES]
+    cases = [case(folder / f"stage-{stage}", sharded(stage), do="gradients") for stage in STAGES]
     cases += [case(folder / "cut", config), case(folder / "whole", config)]
     cases += [case(folder / "lora", sharded(3, max_steps=4, lora=LoraConfig(rank=4), micro_batch=2))]
     cases += [case(folder / "bf16", sharded(3, precision="bf16", micro_batch=1, gradient_checkpointing=True))]

@@ -1,4 +1,4 @@
-"""Every key of DeepSpeed's JSON counts: misspelt, unknown, owned by another parameter or of a wrong type is one line."""
+"""Every key of DeepSpeed's JSON counts: misspelt, unknown, owned by another or of a wrong type is one line."""
 
 import pytest
 from training_cases import new_config
@@ -76,7 +76,7 @@ def test_buffers_have_the_width_of_the_model():
 
 def test_fp16_starts_at_a_loss_scale_that_does_not_overflow():
     assert deepspeed_config(sharded(precision="fp16"), 64)["fp16"]["initial_scale_power"] == 16
-    with pytest.raises(ParameterError, match="precision fp16 .* need engine 'deepspeed'"):
+    with pytest.raises(ParameterError, match=r"precision fp16 .* need engine 'deepspeed'"):
         new_config(precision="fp16")
     with pytest.raises(ParameterError, match="precision fp16 with engine 'deepspeed' needs zero_stage"):
         new_config(engine="deepspeed", precision="fp16")

@@ -19,6 +19,8 @@ from llamax.training.config import Job
 from llamax.training.launch import launch, train
 from llamax.training.ranks import free_port
 
+SHARDED = {"engine": "deepspeed", "ranks": 2, "zero_stage": 3}
+
 
 def new_job(tmp_path, tiny_model, tiny_tokenizer, **changes):
     """A two-rank ZeRO-3 job over a saved tiny model and saved rows."""
@@ -72,9 +74,9 @@ def test_ranks_killed_without_a_word_are_told_by_the_log(tmp_path):
 def test_a_survivor_is_not_taken_for_the_cause(tmp_path):
     lost = "Traceback\nRuntimeError: [gloo] Connection closed by peer [127.0.0.1]. See the log.\nGood luck!\n"
     (tmp_path / "error-0.json").write_text(json.dumps({"time": 1.0, "traceback": lost}))
-    assert launcher.first_failure(tmp_path, 1, 2).endswith(
-        "another rank ended without a traceback: killed, or out of memory?"
-    )
+    killed = "ended without a traceback: killed, or out of memory?"
+    assert launcher.first_failure(tmp_path, 1, 2).endswith(f"rank 1 {killed}")
+    assert launcher.first_failure(tmp_path, 1, 3).endswith(f"another rank {killed}")
     (tmp_path / "error-1.json").write_text(json.dumps({"time": 2.0, "traceback": lost}))
     assert launcher.first_failure(tmp_path, 1, 2).endswith("Good luck!")
 
@@ -113,6 +115,24 @@ def test_failing_rank_is_quoted(tmp_path, tiny_model, tiny_tokenizer):
     assert "Traceback" in str(error.value)
     assert "nothing here" in str(error.value).splitlines()[-1] and "ModelError" in str(error.value).splitlines()[-1]
     assert not (tmp_path / "out" / "model").exists()
+
+
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_killed_rank_ends_all_is_named_and_the_run_goes_on(tmp_path, tiny_model, tiny_tokenizer, monkeypatch, rank):
+    job = new_job(tmp_path, tiny_model, tiny_tokenizer)
+    job = job.model_copy(update={"train": new_config(**SHARDED, max_steps=4, checkpoint_every=2)})
+    monkeypatch.setenv("LLAMAX_KILL", f"{rank}:2")
+    with pytest.raises(LaunchError) as error:
+        launch(job)
+    assert str(error.value).splitlines()[-1] == f"rank {rank} ended without a traceback: killed, or out of memory?"
+    ours = str(tmp_path / "out")
+    assert not [one for one in psutil.process_iter(["cmdline"]) if ours in " ".join(one.info["cmdline"] or [])]
+    monkeypatch.delenv("LLAMAX_KILL")
+    monkeypatch.setenv("LLAMAX_RANKS", "1")  # and on what is left
+    history = launch(job)
+    assert history.resumed_from == 2 and len(history.steps) == 4
+    alone = job.model_copy(update={"train": new_config(max_steps=4), "out": str(tmp_path / "alone")})
+    assert history.losses == pytest.approx(train(alone).losses, rel=1e-5)
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llamax.data.packing import Documents, Rows, collate
 from llamax.errors import LlamaxError
+from llamax.models.source import NANO_FOLDER
 from llamax.training.config import TrainConfig
 from llamax.training.data import load_data
 from llamax.training.engines import make_engine
@@ -31,7 +32,7 @@ from llamax.training.loop import fit, micro_batches, rows_of_step
 from llamax.training.lora import apply_lora
 from llamax.training.objectives import next_token_loss
 from llamax.training.ranks import free_port, leave
-from llamax.training.worker import whole_model
+from llamax.training.worker import gather_parameters, whole_model
 
 PAD = 0
 
@@ -86,10 +87,12 @@ class Planted:
 
     def collate(self, indices, pad_id):
         batch = self.data.collate(indices, pad_id)
-        for b, row in enumerate(map(int, indices)):
+        ids, start = batch.input_ids.view(-1), 0
+        for row in map(int, indices):
+            length = self.data.real([row])
             if row in self.rows:
-                noise = np.random.default_rng(0).integers(1000, 2000, batch.input_ids.shape[1])
-                batch.input_ids[b] = torch.from_numpy(noise)
+                ids[start : start + length] = torch.from_numpy(np.random.default_rng(0).integers(1000, 2000, length))
+            start += length
         return batch
 
 
@@ -105,14 +108,14 @@ def rows_of_steps(data, config, steps) -> np.ndarray:
     return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 
-def run_ranks(ranks: int, cases: list[dict], folder: Path, *, timeout: float = 240) -> list[int]:
+def run_ranks(ranks: int, cases: list[dict], folder: Path, *, timeout: float = 240, **environment) -> list[int]:
     """Run the cases, one after the other, on `ranks` processes that log into `folder`; give their exit codes.
 
     A process that dies takes the others with it.
     """
     port = str(free_port())
     base = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(ranks), "MASTER_PORT": port}
-    base |= {"MASTER_ADDR": "127.0.0.1", "LOCAL_SIZE": str(ranks)}
+    base |= {"MASTER_ADDR": "127.0.0.1", "LOCAL_SIZE": str(ranks), **environment}
     command = [sys.executable, __file__, json.dumps(cases)]
     with contextlib.ExitStack() as stack:
         processes = []
@@ -158,6 +161,24 @@ def distributed_gradients(spec: dict) -> None:
         torch.save({"loss": loss, "gradients": found}, Path(spec["out"]) / "gradients.pt")
 
 
+def loading(spec: dict) -> None:
+    """Load a model in shards; save its whole weights and buffers, and by how much this rank's memory had grown."""
+    import psutil
+
+    from llamax.training.sharded import load_sharded
+
+    load_sharded(str(NANO_FOLDER), TrainConfig.parse(spec["config"]))  # imports and arenas do not count
+    before = psutil.Process().memory_info().rss
+    Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
+    model, _ = load_sharded(spec["model"], TrainConfig.parse(spec["config"]), pad_token=spec.get("pad_token"))
+    status = Path("/proc/self/status").read_text()
+    peak = 1024 * int(status.partition("VmHWM:")[2].split()[0]) - before
+    found = gather_parameters(model)
+    rank = torch.distributed.get_rank()
+    buffers = dict(model.named_buffers())
+    torch.save({"peak": peak, "weights": found, "buffers": buffers}, Path(spec["out"]) / f"loaded-{rank}.pt")
+
+
 def training(spec: dict) -> None:
     """Save what a whole `fit` leaves; die on the way if the spec says so."""
     config, out = TrainConfig.parse(spec["config"]), Path(spec["out"])
@@ -189,7 +210,7 @@ if __name__ == "__main__":
     for case in json.loads(sys.argv[1]):
         Path(case["out"]).mkdir(parents=True, exist_ok=True)
         try:
-            distributed_gradients(case) if case.get("gradients") else training(case)
+            {"gradients": distributed_gradients, "load": loading}.get(case.get("do"), training)(case)
         except LlamaxError as error:
             if not case.get("fails"):
                 raise

@@ -402,19 +402,20 @@ def collate(rows: Rows, indices: Sequence[int], pad_id: int) -> Batch:
 
 
 def collate_flat(rows: Rows, indices: Sequence[int], pad_id: int) -> Batch:
-    """The rows `indices` end to end, `[1, tokens]` and no padding; -1 is an empty row.
-
-    If all are empty, one token of padding: a model must be given something.
-    """
-    documents = [rows.members[i] for i in indices if i >= 0]
-    documents = np.concatenate(documents) if documents else np.zeros(0, np.int64)
-    lengths = rows.offsets[documents + 1] - rows.offsets[documents]
+    """The rows `indices` end to end, `[1, tokens]` and no padding; -1 is an empty row."""
+    documents = [document for i in indices if i >= 0 for document in rows.members[i]]
     spans = [slice(*rows.offsets[document : document + 2]) for document in documents]
-    empty = not spans
-    input_ids = np.concatenate([[pad_id] * empty, *(rows.tokens[span] for span in spans)]).astype(np.int64)
-    position_ids = np.concatenate([[0] * empty, *(np.arange(n) for n in lengths)]).astype(np.int64)
-    loss_mask = np.concatenate([[False] * empty, *(rows.mask[span] for span in spans)]).astype(bool)
-    return Batch(*(torch.from_numpy(field)[None] for field in (input_ids, position_ids, loss_mask)))
+    return end_to_end([(rows.tokens[s], np.arange(s.stop - s.start), rows.mask[s]) for s in spans], pad_id)
+
+
+def end_to_end(pieces: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], pad_id: int) -> Batch:
+    """Batch `[1, tokens]` of pieces: tokens, positions and targets of each.
+
+    If there are none, it is one token of padding: a model must be given something.
+    """
+    pieces = pieces or [([pad_id], [0], [False])]
+    fields = zip(zip(*pieces, strict=True), (np.int64, np.int64, bool), strict=True)
+    return Batch(*(torch.from_numpy(np.concatenate(parts).astype(dtype))[None] for parts, dtype in fields))
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:

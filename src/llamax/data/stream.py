@@ -24,10 +24,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-import torch
 from transformers import PreTrainedTokenizerBase
 
-from llamax.data.packing import Batch
+from llamax.data.packing import Batch, end_to_end
 from llamax.data.shards import MANIFEST, Receipt, tokenizer_hash
 from llamax.errors import DataError, DiskFullError
 from llamax.files import locate, sha256_file, sha256_json, write_atomic
@@ -277,22 +276,13 @@ class Windows:
         return f"row {i} ({source.name} shard {shard}, tokens {start} to {end - 1})"
 
     def collate(self, indices: Sequence[int], pad_id: int) -> Batch:
-        """Batch of these windows; -1 is an empty row. The width is that of the longest (1 if all are empty)."""
-        width = max((self.real([i]) for i in indices if i >= 0), default=1)
-        shape = (len(indices), width)
-        input_ids = np.full(shape, pad_id, dtype=np.int64)
-        position_ids = np.zeros(shape, dtype=np.int64)
-        loss_mask = np.zeros(shape, dtype=bool)
-        for b, i in enumerate(indices):
-            n = 0
-            if i >= 0:
-                source, shard, start, end = self._where(int(i))
-                n, starts = self._starts(int(i))
-                input_ids[b, :n] = source.tokens(shard)[start:end]
-                loss_mask[b, 1:n] = True
-                loss_mask[b, starts] = False
-                first = np.zeros(n, np.int64)
-                first[starts] = starts
-                position_ids[b, :n] = np.arange(n) - np.maximum.accumulate(first)
-            position_ids[b, n:] = np.arange(width - n)
-        return Batch(torch.from_numpy(input_ids), torch.from_numpy(position_ids), torch.from_numpy(loss_mask))
+        """These windows end to end, `[1, tokens]`; -1 is an empty row."""
+        pieces = []
+        for i in (int(i) for i in indices if i >= 0):
+            source, shard, start, end = self._where(i)
+            n, starts = self._starts(i)
+            first, mask = np.zeros(n, np.int64), np.ones(n, bool)
+            first[starts] = starts
+            mask[[0, *starts]] = False
+            pieces.append((source.tokens(shard)[start:end], np.arange(n) - np.maximum.accumulate(first), mask))
+        return end_to_end(pieces, pad_id)

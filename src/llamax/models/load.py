@@ -82,6 +82,11 @@ def load_tokenizer(spec: str, *, pad_token: str | None = None) -> PreTrainedToke
     return tokenizer
 
 
+def count_tokens(spec: str) -> int:
+    """Tokens of the tokenizer as it is stored. Raises: ModelError: as `load`."""
+    return len(_tokenizer(spec, _ready(spec)))
+
+
 def load_config(spec: str) -> PretrainedConfig:
     """The configuration of `load`'s model; Meta's own format has it only with its weights. Raises: ModelError."""
     source = _ready(spec)

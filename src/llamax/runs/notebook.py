@@ -22,6 +22,7 @@ from llamax.runs.parameters import parse_parameters
 from llamax.runs.records import Record
 from llamax.runs.session import busy, last_line, new_record, now, run_name, write_last
 from llamax.runs.store import GONE, Store
+from llamax.training.preflight import check_trainings
 
 QUIET = ["--log-level=40"]
 """For the kernel: errors only. Its warning that it listens on an unencrypted local port concerns shared machines."""
@@ -56,6 +57,7 @@ def execute(
     found = None if force else store.find(key.digest)
     if found and not verify:
         return found
+    check_trainings(config)
     scratch, earlier = store.scratch(direction, run_name(config, key)), store.attempts(direction)
     with _alone(scratch, direction), _settling(store, direction, config, key, earlier):
         with _marked(scratch, "force" if force else "verify" if found else ""):

@@ -30,6 +30,7 @@ from llamax.runs.parameters import differences, parse_parameters
 from llamax.runs.provenance import device_and_memory, provenance
 from llamax.runs.records import Metric, Record
 from llamax.runs.store import UNRECORDED, Store
+from llamax.training.preflight import check_trainings, rehearsing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,6 +63,7 @@ def begin(direction: str, config: Config, *, store: Store | None = None) -> "Run
     found = None if anew else store.find(key.digest)
     if found:
         return Run(store, found, config, None)
+    check_trainings(config)
     if scratch in _open:
         _open[scratch].fail("begun again in the same process")
     lock = hold(scratch / "run.lock")
@@ -71,7 +73,8 @@ def begin(direction: str, config: Config, *, store: Store | None = None) -> "Run
     record = new_record(direction, config, key)
     records.write(record, scratch)
     files.write_atomic(scratch / RESERVE, bytes(65536))
-    return Run(store, record, config, lock, publishes=not verifies and config.profile != UNRECORDED)
+    published = not (verifies or rehearsing() or config.profile == UNRECORDED)
+    return Run(store, record, config, lock, publishes=published)
 
 
 class Run:

@@ -26,6 +26,7 @@ from llamax.runs.directions import directions
 from llamax.runs.locks import is_held
 from llamax.runs.parameters import parse_parameters
 from llamax.runs.records import Record
+from llamax.training.preflight import rehearsing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +65,7 @@ class Store:
 
     def scratch(self, direction: str, run: str) -> Path:
         """Where a run works."""
-        return self.root / "runs" / direction / run
+        return self.root / _works() / direction / run
 
     def records(self) -> list[Record]:
         """All complete records, oldest first. Raises: RunError that names a damaged one."""
@@ -77,7 +78,7 @@ class Store:
         One that another process is replacing just now, or that is damaged, is left out: it is nobody's result.
         """
         found = []
-        for path in self._paths("runs", direction):
+        for path in self._paths(_works(), direction):
             with contextlib.suppress(FileNotFoundError, RunError):
                 found.append(self._settled(records.read(path), path.parent))
         return sorted(found, key=lambda r: (r.started, r.run))
@@ -266,6 +267,11 @@ class Store:
         import pandas as pd
 
         return pd.read_parquet(self.file(record, name))
+
+
+def _works() -> str:
+    """Folder that runs work in; rehearsals have one of their own, where nobody looks for results."""
+    return "runs/rehearsals" if rehearsing() else "runs"
 
 
 def _row(record: Record, state: str, why: str) -> Freshness:

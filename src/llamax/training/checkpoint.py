@@ -26,6 +26,8 @@ from llamax.training.history import Event, StepMetrics
 
 # How torch's zip writer, which goes around Python's files, words a write that did not take all bytes.
 SHORT_WRITE = re.compile(r"PytorchStreamWriter|iostream|unexpected pos|No space left")
+ELASTIC = {"train.ranks", "train.micro_batch"}
+"""Where a step is computed and in which pieces, not what: a run may go on with others."""
 
 
 class Past(NamedTuple):
@@ -115,7 +117,8 @@ class Checkpoints(NamedTuple):
     def restore_random_state(self, engine: Engine, step: int) -> None:
         """Undo all drawing on this rank since the checkpoint of `step`."""
         saved = self.folder / f"step-{step:08d}" / f"rng-{engine.rank}.pt"
-        set_random_state(torch.load(saved, weights_only=True))
+        if saved.exists():  # a rank that there was not before keeps the state of its own seed
+            set_random_state(torch.load(saved, weights_only=True))
 
     def _verify(self, checkpoint: Path, engine: Engine) -> None:
         """Compare every file with the manifest."""
@@ -144,7 +147,7 @@ class Checkpoints(NamedTuple):
     def _check_identity(self, checkpoint: Path, saved: dict[str, Any]) -> None:
         """Refuse a checkpoint of another run, naming what differs."""
         before, now = _flat(json.loads(json.dumps(saved))), _flat(json.loads(json.dumps(self.identity)))
-        changed = [key for key in before | now if before.get(key) != now.get(key)]
+        changed = [key for key in before | now if before.get(key) != now.get(key) and key not in ELASTIC]
         if changed:
             differences = "; ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in changed)
             raise CheckpointError(

@@ -94,7 +94,7 @@ class TrainConfig(Parameters):
     zero_stage: Literal[0, 1, 2, 3] = 0
     offload_optimizer: bool = False
     offload_parameters: bool = False
-    deepspeed_json: dict[str, Any] = {}
+    deepspeed_json: dict[str, Any] = Field({})
     seed: int = Field(0, ge=0, lt=2**32)
     checkpoint_every: int = Field(0, ge=0)
     keep_checkpoints: int = Field(2, ge=1)

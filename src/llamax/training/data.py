@@ -39,7 +39,7 @@ class TrainingData(Protocol):
         """Tokens in these rows, padding apart."""
 
     def collate(self, indices: Sequence[int], pad_id: int) -> Batch:
-        """These rows side by side."""
+        """These rows end to end, `[1, tokens]`."""
 
     def name(self, i: int) -> str:
         """What messages call row i, so that a person finds it."""

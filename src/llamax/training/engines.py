@@ -15,6 +15,7 @@ from llamax.models.precision import DTYPES, cast
 from llamax.training.buckets import zero_buckets
 from llamax.training.config import TrainConfig
 from llamax.training.deepspeed_keys import check_deepspeed
+from llamax.training.elastic import TAG, load_resharded, saved_ranks
 from llamax.training.objectives import Objective, ObjectiveModule
 from llamax.training.optimizer import MasterAdamW, parameter_groups
 
@@ -233,11 +234,14 @@ class DeepSpeedEngine:
 
     def save(self, folder: Path) -> None:
         """See `Engine`."""
-        self.engine.save_checkpoint(folder, tag="deepspeed", save_latest=False, exclude_frozen_parameters=True)
+        self.engine.save_checkpoint(folder, tag=TAG, save_latest=False, exclude_frozen_parameters=True)
 
     def load(self, folder: Path) -> None:
-        """See `Engine`."""
-        self.engine.load_checkpoint(folder, tag="deepspeed", load_module_strict=False)
+        """See `Engine`. Written by another number of ranks, it is cut anew."""
+        if saved_ranks(folder) not in (0, self.ranks):
+            load_resharded(self.engine, folder)
+        else:
+            self.engine.load_checkpoint(folder, tag=TAG, load_module_strict=False)
 
 
 def make_engine(model: nn.Module, objective: Objective, config: TrainConfig) -> Engine:

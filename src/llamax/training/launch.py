@@ -9,6 +9,7 @@ from llamax.errors import LaunchError
 from llamax.files import write_atomic
 from llamax.training.config import Job
 from llamax.training.history import History, StepMetrics
+from llamax.training.preflight import placed
 from llamax.training.ranks import first_failure, new_lines, place, run_ranks
 
 OnStep = Callable[[StepMetrics], None]
@@ -30,6 +31,7 @@ def launch(job: Job, *, on_step: OnStep | None = None) -> History:
     Raises: LaunchError: the port is taken, or a rank failed; then it ends with the traceback of the rank that failed
     first.
     """
+    job = job.model_copy(update={"train": placed(job.train)})
     where = place(job.train.ranks, job.hostfile, job.port)
     folder = Path(job.out).resolve() / "ranks"
     shutil.rmtree(folder, ignore_errors=True)

@@ -24,6 +24,7 @@ from typing import NamedTuple, NoReturn
 
 from llamax.errors import LaunchError
 from llamax.files import locate, write_atomic
+from llamax.training.hosts import check_hosts, environment_file
 from llamax.training.srun import srun_command
 
 POLL_SECONDS = 0.2
@@ -31,6 +32,8 @@ GRACE_SECONDS = 10
 LOST_TOUCH = re.compile(r"Connection (reset|closed|refused)|Broken pipe|remote (process|peer)|NCCL", re.IGNORECASE)
 """At the end of a traceback: the rank complains of another one."""
 ENDING = 500  # characters
+ONE_GONE = b"exits with return code"
+"""What DeepSpeed's launcher on a machine says when one of its ranks has failed."""
 
 
 class Placement(NamedTuple):
@@ -73,6 +76,7 @@ def run_ranks(module: str, job_file: Path, where: Placement, follow: Callable[[]
     What they print goes to `log.txt` beside the job file, and so do their tracebacks (`first_failure`). Interrupted,
     or with this process gone, no rank lives on.
     """
+    logged, failed = new_lines(job_file.parent / "log.txt"), None
     with started(module, job_file, where) as process:
         running = True
         while running:
@@ -80,6 +84,10 @@ def run_ranks(module: str, job_file: Path, where: Placement, follow: Callable[[]
             follow()
             if running:
                 time.sleep(POLL_SECONDS)
+            if where.hostfile and failed is None and any(ONE_GONE in line for line in next(logged)):
+                failed = time.monotonic()  # pdsh waits for the other machines, whose ranks may wait for this one's
+            if failed is not None and time.monotonic() - failed > GRACE_SECONDS:
+                break
     return process.returncode
 
 
@@ -117,10 +125,15 @@ def _environment(ranks: int) -> dict[str, str]:
 @contextlib.contextmanager
 def started(module: str, job_file: Path, where: Placement) -> Iterator[subprocess.Popen]:
     """The launcher and its ranks as one process group, none of which outlives the block; `run_ranks` says the rest."""
+    environment = _environment(where.ranks)
+    if where.hostfile and os.environ.get("LLAMAX_LAUNCHER") != "srun":  # Slurm has its own ways to its machines
+        check_hosts(where.hostfile, where.ranks)
+        carried = write_atomic(job_file.parent / "environment", environment_file(environment))
+        environment["DS_ENV_FILE"] = str(carried)
     with open(job_file.parent / "log.txt", "wb") as log:
         process = subprocess.Popen(
             _command(module, job_file, where),
-            env=_environment(where.ranks),
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -167,7 +180,9 @@ def first_failure(folder: Path, status: int, ranks: int) -> str:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
         return f"end of {log}:\n{tail}\nthe ranks {killed} (status {status})"
     if len(errors) < ranks and LOST_TOUCH.search(said[-ENDING:]):
-        return f"what a rank that survived said (all output: {log}):\n{said}\nanother rank {killed}"
+        silent = set(range(ranks)) - {int(path.stem.removeprefix("error-")) for _, path in errors}
+        which = f"rank {silent.pop()}" if len(silent) == 1 else "another rank"
+        return f"what a rank that survived said (all output: {log}):\n{said}\n{which} {killed}"
     return f"rank {file.stem.removeprefix('error-')} failed (all output: {log}); its traceback:\n{said}"
 
 

@@ -18,7 +18,7 @@ from transformers.initialization import no_init_weights
 from transformers.integrations.deepspeed import prevent_arange_dtype_change
 
 from llamax.errors import ModelError
-from llamax.models.load import Loaded, fetch, load, load_tokenizer
+from llamax.models.load import Loaded, count_tokens, fetch, load, load_tokenizer
 from llamax.models.precision import DTYPES
 from llamax.models.save import check_files
 from llamax.models.vocabulary import fill_new_rows, rows_for
@@ -42,18 +42,16 @@ def load_sharded(spec: str, config: TrainConfig, *, pad_token: str | None = None
 
     prepare_deepspeed()
     deepspeed.init_distributed()
-    shape, stored = _find(spec)
-    tokenizer = load_tokenizer(spec, pad_token=pad_token)
-    old, rows = shape.vocab_size, shape.vocab_size
-    known = len(tokenizer)
+    shape, stored = _find(spec, DTYPES[config.precision])
+    tokenizer, known, old = load_tokenizer(spec, pad_token=pad_token), count_tokens(spec), shape.vocab_size
+    grows = len(tokenizer) > known
+    shape.vocab_size = rows_for(old, len(tokenizer)) if grows else old
     if pad_token is not None:
-        known = _tokens_before(tokenizer, pad_token)
-        rows = rows_for(old, len(tokenizer)) if known < len(tokenizer) else old
-        shape.vocab_size, shape.pad_token_id = rows, tokenizer.pad_token_id
-    if len(tokenizer) > rows:
-        raise ModelError(f"model {spec}: the tokenizer has {len(tokenizer)} tokens, the embeddings only {rows} rows")
+        shape.pad_token_id = tokenizer.pad_token_id
+    if len(tokenizer) > shape.vocab_size:
+        raise ModelError(f"model {spec}: the tokenizer has {len(tokenizer)} tokens, the embeddings only {old} rows")
     model = empty_shards(shape, config)
-    fill(model, spec, stored, partial(_grown, old=min(old, known), known=known) if known < len(tokenizer) else None)
+    fill(model, spec, stored, partial(_grown, old=min(old, known), known=known) if grows else None)
     return Loaded(model.eval(), tokenizer)
 
 
@@ -67,6 +65,7 @@ def empty_shards(shape: PretrainedConfig, config: TrainConfig) -> PreTrainedMode
     # In this order: DeepSpeed would round the rotary frequencies, too.
     with no_init_weights(), prevent_arange_dtype_change(), sharding:
         model = AutoModelForCausalLM.from_config(shape, dtype=dtype)
+    model.tie_weights()
     return model
 
 
@@ -91,7 +90,7 @@ def fill(model: nn.Module, spec: str, stored: Stored, grow: Callable[[Tensor, in
             raise ModelError(f"model {spec}: {name} is {shapes}; the two do not belong together")
         with GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
             if torch.distributed.get_rank() == 0:
-                tensor = stored.read(name)
+                tensor = stored.read(name).to(parameter.dtype)
                 parameter.data.copy_(grow(tensor, shape[0]) if id(parameter) in grown else tensor)
 
 
@@ -103,17 +102,11 @@ def _grown(weight: Tensor, rows: int, *, old: int, known: int) -> Tensor:
     return longer
 
 
-def _tokens_before(tokenizer, pad_token: str) -> int:
-    """Size of the vocabulary before `pad_token` was added to it, if it was."""
-    added = tokenizer.convert_tokens_to_ids(pad_token) == len(tokenizer) - 1
-    return len(tokenizer) - 1 if added else len(tokenizer)
-
-
-def _find(spec: str) -> tuple[PretrainedConfig, Stored]:
+def _find(spec: str, dtype: torch.dtype) -> tuple[PretrainedConfig, Stored]:
     """Shape and stored weights of `spec`; rank 0 checks the files against what was noted when they were saved."""
     source = fetch(spec)
     if source.kind == "meta":
-        return _meta(spec)
+        return _meta(spec, dtype)
     if torch.distributed.get_rank() == 0:
         check_files(source.path)
     shape = AutoConfig.from_pretrained(source.path, local_files_only=True)
@@ -143,12 +136,12 @@ def _pickles(files: list[Path]) -> Stored:
     return Stored({name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors.__getitem__)
 
 
-def _meta(spec: str) -> tuple[PretrainedConfig, Stored]:
+def _meta(spec: str, dtype: torch.dtype) -> tuple[PretrainedConfig, Stored]:
     """Meta's format, whose shards hold slices of every matrix: rank 0 converts all of it in memory."""
     told: list = [None]
     tensors: dict[str, Tensor] = {}
     if torch.distributed.get_rank() == 0:
-        model = load(spec, dtype=torch.bfloat16).model
+        model = load(spec, dtype=dtype).model
         tensors = dict(model.named_parameters())
         told = [(model.config, {name: tuple(tensor.shape) for name, tensor in tensors.items()})]
     torch.distributed.broadcast_object_list(told, src=0)

@@ -1,6 +1,8 @@
 """One rank of a training job: load, train, save. In this process (`run_job`), or started by `launch` as a module."""
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ from llamax.training.data import load_data
 from llamax.training.history import History, StepMetrics
 from llamax.training.loop import fit
 from llamax.training.lora import apply_lora, merge_lora
+from llamax.training.preflight import KILL
 from llamax.training.ranks import rank_of
 
 
@@ -29,11 +32,15 @@ def run_job(job: Job, *, on_step: Callable[[StepMetrics], None] | None = None) -
     from llamax.models.fingerprint import fingerprint
     from llamax.models.load import load
     from llamax.models.save import save
+    from llamax.training.sharded import load_sharded
 
     config = job.train
     rows = load_data(job.rows)
-    dtype = torch.float32 if config.engine == "torch" else DTYPES[config.precision]  # DeepSpeed's masters start there
-    model, tokenizer = load(job.model, dtype=dtype, pad_token=job.pad_token)
+    if config.zero_stage == 3:
+        model, tokenizer = load_sharded(job.model, config, pad_token=job.pad_token)
+    else:  # DeepSpeed's masters start from the precision that is loaded
+        dtype = torch.float32 if config.engine == "torch" else DTYPES[config.precision]
+        model, tokenizer = load(job.model, dtype=dtype, pad_token=job.pad_token)
     if config.lora:
         seed_everything(config.seed)
         model = apply_lora(model, config.lora)
@@ -93,10 +100,21 @@ def main(job_file: str) -> None:
             raise TrainingError(f"the launcher started {world} ranks, the job has ranks = {job.train.ranks}")
         if rank == 0:
             with open(folder / "steps.jsonl", "w", buffering=1) as steps:
-                history = run_job(job, on_step=lambda metrics: steps.write(json.dumps(metrics) + "\n"))
+
+                def tell(metrics: StepMetrics) -> None:
+                    steps.write(json.dumps(metrics) + "\n")
+                    die_on_purpose(rank, metrics.step)
+
+                history = run_job(job, on_step=tell)
             write_atomic(folder / "history.json", history.to_json())
         else:
-            run_job(job)
+            run_job(job, on_step=lambda metrics: die_on_purpose(rank, metrics.step))
+
+
+def die_on_purpose(rank: int, step: int) -> None:
+    """Be killed where a rehearsal wants it: `LLAMAX_KILL=RANK:STEP`, after that step and before its checkpoint."""
+    if os.environ.get(KILL) == f"{rank}:{step}":
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":
