@@ -216,7 +216,7 @@ class TestPlanted:
             betas=(0.9, 0.95), grad_clip=0.0, seed=seed, stability=stability, checkpoint_every=10,
         )  # fmt: skip
         training, held_out = windows
-        data = Planted(training, rows_of_steps(training, config, noise))
+        data = Planted(training, rows_of_steps(training, config, noise), tokens=(5, 2048))
         history = fit(model, data, config, out, pad_id=2)
         with torch.no_grad():
             loss, targets = next_token_loss(model, held_out.collate(range(len(held_out)), 2))

@@ -71,10 +71,10 @@ def new_config(**changes) -> TrainConfig:
 
 
 class Planted:
-    """Other data in which some rows are one and the same noise, in tokens that no document of `new_rows` has."""
+    """Other data in which some rows are noise; by default of tokens that no document of `new_rows` has."""
 
-    def __init__(self, data, rows):
-        self.data, self.rows = data, {int(row) for row in rows}
+    def __init__(self, data, rows, tokens=(1000, 2000)):
+        self.data, self.rows, self.tokens = data, {int(row) for row in rows}, tokens
 
     def __getattr__(self, name):
         return getattr(self.data, name)
@@ -86,7 +86,7 @@ class Planted:
         batch = self.data.collate(indices, pad_id)
         for b, row in enumerate(map(int, indices)):
             if row in self.rows:
-                noise = np.random.default_rng(0).integers(1000, 2000, batch.input_ids.shape[1])
+                noise = np.random.default_rng(row).integers(*self.tokens, batch.input_ids.shape[1])
                 batch.input_ids[b] = torch.from_numpy(noise)
         return batch
 
