@@ -74,10 +74,10 @@ def new_config(**changes) -> TrainConfig:
 
 
 class Planted:
-    """Other data in which some rows are one and the same noise, in tokens that no document of `new_rows` has."""
+    """Other data in which some rows are noise; by default of tokens that no document of `new_rows` has."""
 
-    def __init__(self, data, rows):
-        self.data, self.rows = data, {int(row) for row in rows}
+    def __init__(self, data, rows, tokens=(1000, 2000)):
+        self.data, self.rows, self.tokens = data, {int(row) for row in rows}, tokens
 
     def __getattr__(self, name):
         return getattr(self.data, name)
@@ -91,7 +91,8 @@ class Planted:
         for row in map(int, indices):
             length = self.data.real([row])
             if row in self.rows:
-                ids[start : start + length] = torch.from_numpy(np.random.default_rng(0).integers(1000, 2000, length))
+                noise = np.random.default_rng(row).integers(*self.tokens, length)
+                ids[start : start + length] = torch.from_numpy(noise)
             start += length
         return batch
 
