@@ -182,8 +182,9 @@ class TestRanks:
     def test_nodes_times_gpus(self):
         assert self.spread(1, 8) == ({}, 8)  # as the profile has it: no override, the same key
         assert self.spread(2, 4) == ({}, 4)
-        assert self.spread(2, 8) == ({"train.ranks": 16, "train.micro_batch": 4}, 8)
-        assert self.spread(2, 8, {"train.micro_batch": 2}) == ({"train.micro_batch": 2, "train.ranks": 16}, 8)
+        assert self.spread(2, 8) == ({"train.ranks": 16, "train.micro_batch": 1}, 8)
+        given = {"train.batch_size": 64, "train.micro_batch": 2}
+        assert self.spread(2, 8, given) == ({**given, "train.ranks": 16}, 8)
         assert self.spread(1, 2, {"train.batch_size": 16}) == ({"train.batch_size": 16, "train.ranks": 2}, 2)
 
     def test_without_gpus_the_nodes_share_the_ranks_of_the_profile(self):
@@ -199,7 +200,7 @@ class TestRanks:
         resources = cluster.Resources(nodes=2, gpus_per_node=8)
         with pytest.raises(RunError, match="no Slurm here"):
             cluster.submit("instruction_tuning", "7b", [0], {}, resources, tell=heard.append)
-        assert heard == ["from nodes and GPUs follows: train.ranks=16, train.micro_batch=4"]
+        assert heard == ["from nodes and GPUs follows: train.ranks=16, train.micro_batch=1"]
 
     def test_ranks_are_not_said_twice(self):
         with pytest.raises(ParameterError, match="-p ranks=8: leave it out, nodes x GPUs are 16 ranks"):
@@ -208,7 +209,7 @@ class TestRanks:
     @pytest.mark.parametrize(
         ("arguments", "says"),
         [
-            (["--profile", "7b", "--nodes", "3", "--gpus-per-node", "8"], "batch_size 64 must be a multiple of"),
+            (["--profile", "7b", "--nodes", "3", "--gpus-per-node", "8"], "batch_size 16 must be a multiple of"),
             (["--nodes", "2", "--gpus-per-node", "8", "--profile", "7b", "-p", "micro_batch=8"], "8 x ranks 16"),
             (["--profile", "nano", "--gpus-per-node", "2"], "engine 'torch' is one device"),
         ],
