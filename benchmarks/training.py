@@ -4,7 +4,7 @@
     LLAMAX_DATA=... python benchmarks/training.py waterfall [--repeats 3]   # from the original's recipe to ours
     LLAMAX_DATA=... python benchmarks/training.py parity                    # loss of the first step in fp32
 
-SmolLM2-135M, 256 Alpaca examples under one template, tokenized beforehand; rows of 2,048 tokens where rows are packed,
+SmolLM2-135M (in the bf16 that it was published in), 256 Alpaca examples under one template, tokenized beforehand; rows of 2,048 tokens where rows are packed,
 and as many optimizer steps for everybody: packed rows four at a time, padded documents 64 at a time (the original's
 batch). AdamW, cosine schedule, clipping at 1.
 
@@ -84,6 +84,7 @@ class Work(NamedTuple):
 def prepare(spec: str, documents: int) -> Work:
     """Read, tokenize and pack."""
     model, tokenizer = load(spec)
+    model.bfloat16().float()  # as it was published; the digits that GGUF adds lie between two bf16 numbers
     template = get_template("chatml", tokenizer)
     examples = read("alpaca", limit=documents + HELD_OUT)
     rows = [

@@ -29,6 +29,8 @@ LIGHT = [
     "llamax.cli",
     "llamax.runs",
     "llamax.runs.notebook",
+    "llamax.runs.cluster",
+    "llamax.runs.task",
 ]
 MODULES = sorted(SOURCE.rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -22,7 +22,7 @@ app = typer.Typer(
     help="Llama-X: run research notebooks, look at their results, build papers from them.",
 )
 paper = typer.Typer(no_args_is_help=True, help="Build a paper from recorded results, or check it.")
-pretrain = typer.Typer(no_args_is_help=True, help="Make the models that we ship.")
+pretrain = typer.Typer(no_args_is_help=True, help="Pre-train a model; make the one that we ship.")
 data = typer.Typer(no_args_is_help=True, help="Look at data before training on it.")
 app.add_typer(paper, name="paper")
 app.add_typer(pretrain, name="pretrain")
@@ -89,14 +89,63 @@ def run(
 
 @app.command()
 def status() -> None:
-    """Say of each run whether it is fresh, stale and why, failed, interrupted, running or missing."""
-    from llamax.runs import Store
+    """Say of each run whether it is fresh, stale and why, failed, interrupted, running or missing.
 
-    rows = Store().status()
+    Of one that was submitted to Slurm: whether it is queued, running, preempted (waiting to go on) or cancelled.
+    """
+    from llamax.runs import Store
+    from llamax.runs.submitted import merge, standings
+
+    store = Store()
+    rows = store.status()
+    found, silence = standings(store, rows)
+    rows = merge(rows, found)
     for row in rows:
         print(f"{row.direction:20} {row.run or f'{row.profile}-s{row.seed}':24} {row.state:12} {row.why}".rstrip())
     if not rows:
         print("no notebooks and no runs")
+    if silence:
+        print(f"{silence}: submitted runs are as they were last known", file=sys.stderr)
+
+
+@app.command()
+def submit(
+    direction: Annotated[str, typer.Argument(help="a direction, such as instruction_tuning")],
+    profile: Annotated[str, typer.Option(help="notebooks/profiles/<name>.yaml")] = "nano",
+    seeds: Annotated[str, typer.Option(help="one run each: 0,1,2 or 0-4")] = "0",
+    nodes: Annotated[int, typer.Option(help="nodes of each run")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(help="one rank each; 0: the profile's ranks, on CPUs")] = 0,
+    time: Annotated[str, typer.Option(help="limit, as sbatch takes it; met, the run is requeued")] = "24:00:00",
+    partition: Annotated[str | None, typer.Option(help="of Slurm")] = None,
+    account: Annotated[str | None, typer.Option(help="of Slurm")] = None,
+    qos: Annotated[str | None, typer.Option(help="of Slurm")] = None,
+    mem: Annotated[str | None, typer.Option(help="host memory per node, such as 300G")] = None,
+    cpus_per_task: Annotated[int | None, typer.Option(help="CPUs per node")] = None,
+    requeues: Annotated[int, typer.Option(help="how often a run may meet its time limit and go on")] = 20,
+    extra: Annotated[
+        list[str] | None, typer.Option(help="any other of sbatch, repeatable", metavar="NAME=VALUE")
+    ] = None,
+    parameter: Annotated[
+        list[str] | None, typer.Option("-p", "--parameter", help="name=value; the name may be dotted", metavar="K=V")
+    ] = None,
+) -> None:
+    """Submit a run for each seed to Slurm, as one array; `llamax status` says how they stand.
+
+    A run that is warned (preemption, time limit) is interrupted, requeued, and goes on from its newest checkpoint.
+    """
+    from llamax.runs import cluster
+
+    asked = {
+        "nodes": nodes, "gpus_per_node": gpus_per_node, "time": time, "partition": partition, "account": account,
+        "qos": qos, "mem": mem, "cpus_per_task": cpus_per_task, "requeues": requeues,
+        "extra": cluster.read_extra(extra or []),
+    }  # fmt: skip
+    resources = cluster.Resources.parse(asked, "llamax submit")
+    overrides = read_overrides(parameter or [])
+    if named := [name for name in ("profile", "seed") if name in overrides]:
+        raise ParameterError(f"-p {named[0]}=...: give --{'seeds' if named[0] == 'seed' else 'profile'} instead")
+    for seed, run, state, why in cluster.submit(direction, profile, cluster.read_seeds(seeds), overrides, resources):
+        print(f"seed {seed:<4} {state:10} {direction}/{run}  {why}")
 
 
 @app.command()
@@ -107,7 +156,7 @@ def results(
     json: Annotated[bool, typer.Option("--json", help="as JSON, one object per metric of each run")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="as CSV, one line per metric of each run")] = False,
 ) -> None:
-    """Show what complete runs found; of runs with the same parameters, the newest."""
+    """Show what complete runs found; of runs with the same parameters the fresh one, else the newest."""
     from llamax.runs import Store
     from llamax.runs.directions import notebook_of
 
@@ -344,6 +393,29 @@ def pretrain_nano(
     print(f"{folder}: copy it over src/llamax/models/nano/ to ship it")
 
 
+@pretrain.command("run")
+def pretrain_run(
+    config: Annotated[Path | None, typer.Argument(help="a YAML file of parameters; options go before it")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder to work in; the same command goes on there")] = None,
+    model: Annotated[str | None, typer.Option(help="to go on from; with --from-scratch: whose shape to take")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="file, folder of files, or shards; repeat it", metavar="PATH[=WEIGHT]")
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(help="to train on; one epoch when left out", min=1)] = None,
+    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="begin with random weights")] = False,
+    parameter: Annotated[
+        list[str] | None, typer.Option("-p", "--parameter", help="name=value, such as train.seed=1", metavar="K=V")
+    ] = None,
+) -> None:
+    """Pre-train a model on text, from scratch or continued; killed, the same command goes on to the bit."""
+    from llamax.training import pretrain_command
+
+    if out is None:
+        raise ParameterError("--out is missing: name a folder to work in")
+    options = {"model": model, "data": data, "tokens": tokens, "from_scratch": from_scratch or None}
+    pretrain_command.run(config, out, options, read_overrides(parameter or []))
+
+
 @app.command()
 def contamination(
     source: Annotated[str, typer.Argument(help="training data: a named source (data_cards/), a file or a hub id")],
@@ -363,6 +435,27 @@ def contamination(
     if fields and not named:
         raise ParameterError(f"--fields {fields!r}: names no field; give some with commas between, or leave it out")
     command.run(source, against, split, named, rule, outcomes=outcomes, json=json, out=out, clean=decontaminate)
+
+
+@data.command("shards")
+def data_shards(
+    files: Annotated[list[Path], typer.Argument(help=".txt, .jsonl, .json (also .gz) or .parquet; folders of them")],
+    out: Annotated[Path, typer.Option(help="folder for the shards; the same command goes on there")],
+    tokenizer: Annotated[str, typer.Option(help="nano, smol, a folder or a hub id")],
+    field: Annotated[str, typer.Option(help="of a row, that holds the text")] = "text",
+    split: Annotated[str, typer.Option(help="a document of a .txt is a: file, paragraph, line")] = "file",
+    shard_tokens: Annotated[int, typer.Option(help="tokens of a shard", min=2)] = 1 << 26,
+) -> None:
+    """Tokenize text into shards to pre-train on; what is finished is not made again."""
+    from llamax.data.shards import shard_files
+    from llamax.models.load import load_tokenizer
+    from llamax.training.pretrain import text_files
+
+    if split not in ("file", "paragraph", "line"):
+        raise ParameterError(f"--split {split}: should be file, paragraph or line")
+    found = [file for path in files for file in text_files(path)]
+    loaded = load_tokenizer(tokenizer)
+    print(f"{out}: {shard_files(found, loaded, out, shard_tokens=shard_tokens, field=field, split=split)}")
 
 
 @data.command("inspect")

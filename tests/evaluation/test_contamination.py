@@ -24,6 +24,7 @@ from llamax.evaluation.contamination import (
     Item,
     Report,
     Scan,
+    as_json,
     benchmark_items,
     benchmark_names,
     check,
@@ -41,6 +42,7 @@ from llamax.evaluation.contamination import (
 from llamax.evaluation.contamination import index as index_module
 from llamax.evaluation.contamination.clean import detectable_difference
 from llamax.evaluation.contamination.report import item_table, row_table, run
+from llamax.evaluation.contamination.show import report_text
 from llamax.evaluation.contamination.tokens import tokenize, unspaced
 from llamax.evaluation.questions import Question, _options
 
@@ -390,13 +392,37 @@ class TestReport:
     def test_counts_and_shares(self, leaky):
         assert (leaky.documents, leaky.tokens) == (6, 3 + 16 + 3 + 9 + 8 + 2)
         found = {(line.benchmark, line.measure): line for line in summary(leaky)}
-        assert {key: (line.n, line.long, line.hits) for key, line in found.items()} == {
+        assert {key: (line.n, line.judged, line.hits) for key, line in found.items()} == {
             ("b", "ngram_13"): (4, 1, 1), ("b", "ngram_8"): (4, 3, 3), ("b", "question"): (4, 3, 2),
             ("second", "ngram_13"): (1, 1, 1), ("second", "ngram_8"): (1, 1, 1), ("second", "question"): (1, 1, 1),
         }  # fmt: skip
         low, high = found["b", "question"].share[2:4]
-        wanted = stats.binomtest(2, 4).proportion_ci(method="wilson")
+        wanted = stats.binomtest(2, 3).proportion_ci(method="wilson")  # the fourth is too short to be judged
         assert (low, high) == pytest.approx((wanted.low, wanted.high))
+        assert found["b", "question"].too_short == 1
+
+    def test_where_nothing_can_be_judged_there_is_no_share(self, leaky):
+        short = leaky._replace(items=leaky.items.assign(ngrams_13=0, hits_13=0))
+        line = next(line for line in summary(short) if line.measure == "ngram_13")
+        assert (line.judged, line.share) == (0, None)
+        said = next(one for one in as_json(short)["summary"] if one["measure"] == "ngram_13")
+        assert (said["too_short"], said["share"], said["low"]) == (4, None, None)
+        assert "13-gram         4      4          0       0" in report_text(short)
+
+    def test_questions_that_two_benchmarks_ask_are_counted_once(self, tmp_path):
+        path = write_rows(tmp_path / "train.jsonl", [{"text": f"x {LONG}"}])
+        twice = [
+            *ITEMS,
+            *(one._replace(benchmark="again", item=f"again/{one.item}") for one in ITEMS if one.benchmark == "b"),
+        ]
+        report = check(path, twice)
+        assert [line.benchmark for line in summary(report)][::3] == ["b, again", "second"]
+        assert next(line for line in summary(report)).n == 4
+        shown = report_text(report)
+        once = len({(one.text, one.question) for one in ITEMS})
+        assert f" of {once} questions flagged by ngram_13_or_question" in shown
+        assert "thirteen, other, again/thirteen" in shown
+        assert flagged(report, "again") == {f"again/{one}" for one in flagged(report, "b")}
 
     def test_written_and_read_back_it_is_the_same_and_holds_no_text(self, leaky, tmp_path):
         folder = write(leaky, tmp_path / "out")
@@ -621,7 +647,7 @@ class TestCommand:
         )
         assert done.exit_code == 0, done.exception
         assert f"{one.item}  " in done.output
-        assert "1 of 711 items flagged by ngram_13_or_question" in done.output
+        assert "1 of 711 questions flagged by ngram_13_or_question" in done.output
         assert "1 rows kept, 1 removed" in done.output
         assert "100.0 [20.7, 100.0] n=1" in done.output  # Wilson's interval of 1 of 1
         assert flagged(read_report(tmp_path / "o"), "nano") == {one.item}
@@ -706,11 +732,9 @@ def test_alpaca_and_all_of_type_a_as_counted(shared_data, monkeypatch):
     assert counted(report) == {
         "mmlu": (6, 106, 0),
         "humaneval": (1, 16, 0),
-        "gsm8k": (0, 2, 0),
-        "gsm8k_cot": (0, 2, 0),
+        "gsm8k, gsm8k_cot": (0, 2, 0),
         "nq_open": (0, 4, 1),
-        "truthfulqa_mc1": (0, 2, 1),
-        "truthfulqa_mc2": (0, 2, 1),
+        "truthfulqa_mc1, truthfulqa_mc2": (0, 2, 1),
     }
     assert flagged(report, "nq_open") == {"nq_open/1765"}
     assert flagged(report, "truthfulqa_mc1") == {"truthfulqa_mc1/381"}

@@ -470,6 +470,140 @@ def test_what_an_answer_begins_with_ends_the_prompt_as_in_lm_eval(toy):
     assert prepare("toy")[0].requests[0].args[0] == "Is 0 even?\nAnswer: Well,"
 
 
+OWN_FILTER = """
+from lm_eval.api.filter import Filter
+class LastWord(Filter):
+    def __init__(self, mark="."):
+        self.mark = mark
+    def apply(self, resps, docs):
+        return [[text.rstrip(self.mark).split()[-1] for text in inst] for inst in resps]
+def shout(resps, docs):
+    return [[text.upper() for text in inst] for inst in resps]
+"""
+FILTERED = """
+task: toy
+dataset_path: toy
+output_type: generate_until
+test_split: test
+doc_to_text: "{{question}}"
+doc_to_target: "{{options[right]}}"
+generation_kwargs: {until: []}
+metric_list:
+  - metric: exact_match
+filter_list:
+  - name: last
+    filter: [{function: !function utils.LastWord, mark: "!"}, {function: take_first}]
+  - name: loud
+    filter: [{function: custom, filter_fn: !function utils.shout}, {function: take_first}]
+metadata: {version: 2.0, canonical_task: toy_original, task_pretty_name: Toy, num_samples: 4, num_fewshot: 0}
+"""
+WINOGRAND = """
+def text(doc):
+    return doc["right"]
+def target(doc):
+    return "is " + doc["question"]
+def choices(doc):
+    return ["It " + option for option in doc["options"]]
+"""
+
+
+def lm_evals_outcomes(file, responses):
+    """Outcomes by lm-eval's own task of a file: request -> response, by item and filter."""
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    config = load_yaml(file, resolve_func=True)
+    data = benchmarks.load(config["dataset_path"])
+    task = ConfigurableTask(config=config | {"custom_dataset": lambda **_: data})
+    task.build_all_requests(limit=None)
+    for request in task.instances:
+        request.resps.append(responses(request))
+    task.apply_filters()
+    found = {}
+    for request in task.instances:
+        found.setdefault(request.doc_id, []).append(request)
+    for number, requests in sorted(found.items()):
+        requests.sort(key=lambda request: request.idx)
+        for key in requests[0].filtered_resps:
+            yield number, key, task.process_results(requests[0].doc, [r.filtered_resps[key] for r in requests])
+
+
+def test_filters_of_ones_own_and_lm_evals_metadata_are_taken_as_lm_eval_takes_them(toy):
+    (toy / "tasks" / "utils.py").write_text(OWN_FILTER)
+    (toy / "tasks" / "toy.yaml").write_text(FILTERED)
+
+    def responses(request):
+        return ["well, yes!", "no", "yes", "YES"][request.doc_id]
+
+    (part,) = prepare("toy")
+    for request in part.requests:
+        request.resps.append(responses(request))
+    ours = {(row.item, row.metric): row.outcome for row in outcomes(part)}
+    theirs = {
+        (f"toy/{number}", f"exact_match,{key}"): found["exact_match"]
+        for number, key, found in lm_evals_outcomes(toy / "tasks" / "toy.yaml", responses)
+    }
+    assert ours == theirs and list(ours.values()) == [1, 0, 1, 0, 1, 0, 0, 0]
+    assert headline("toy") == "exact_match,last"
+    before = prompts_of("toy")
+    (toy / "tasks" / "utils.py").write_text(OWN_FILTER.replace("[-1]", "[0]"))
+    assert prompts_of("toy") != before, "a filter's source decides a score"
+
+
+def test_options_that_are_contexts_as_in_winogrande(toy):
+    """The text is the number of the right option, each option a context, and the target follows every one of them."""
+    (toy / "tasks" / "utils.py").write_text(WINOGRAND)
+    functions = {"doc_to_text": "text", "doc_to_target": "target", "doc_to_choice": "choices"}
+    lines = [line for line in TOY.splitlines() if line.partition(":")[0] not in functions]
+    text = "\n".join([*lines, *(f"{field}: !function utils.{name}" for field, name in functions.items())])
+    (toy / "tasks" / "toy.yaml").write_text(text)
+    check_against_lm_eval("toy", str(toy / "tasks" / "toy.yaml"), None, 4)
+
+    def responses(request):
+        return (-1.0 if request.args[0] == "It yes" else -2.0, False)
+
+    (part,) = prepare("toy")
+    assert [request.args for request in part.requests[:2]] == [
+        ("It no", " is Is 0 even?"),
+        ("It yes", " is Is 0 even?"),
+    ]
+    for request in part.requests:
+        request.resps.append(responses(request))
+    ours = [row.outcome for row in outcomes(part)]
+    theirs = [found["acc"] for _, _, found in lm_evals_outcomes(toy / "tasks" / "toy.yaml", responses)]
+    assert ours == theirs == [1, 0, 1, 0]
+    assert list(confidences(part)) == []
+    with pytest.raises(
+        ParameterError, match=r"toy: doc_to_text is a number: metadata\.question should say what is asked"
+    ):
+        questions("toy")
+    (toy / "tasks" / "toy.yaml").write_text(f'{text}\nmetadata: {{question: "{{{{question}}}}"}}\n')
+    assert questions("toy")[0].text == "Is 0 even?"
+    rows = [json.loads(line) for line in (toy / "toy.jsonl").read_text().splitlines()]
+    write_lines(toy / "toy.jsonl", [row | {"right": 7} for row in rows])
+    with pytest.raises(DataError, match=r"toy/0: .*right answer"):
+        prepare("toy")
+
+
+def test_a_file_of_ones_own_is_read_twice_and_no_more(toy, monkeypatch):
+    """Once with the names of its functions, which say whether they may be imported, and once with the functions."""
+    read = []
+    load = definitions.task_file.load_yaml
+    monkeypatch.setattr(
+        definitions.task_file, "load_yaml", lambda file, **how: read.append(how["resolve_func"]) or load(file, **how)
+    )
+    monkeypatch.setattr(definitions, "load_yaml", lambda *_, **__: pytest.fail("read again"))
+    definitions.configs(find("toy"))
+    assert read == [False, True]
+
+
+def test_a_judged_files_functions_are_left_alone(toy):
+    text = FILTERED.replace("utils.", "gone.").replace("metadata: {", "metadata: {judge: leetcode, ")
+    (toy / "tasks" / "toy.yaml").write_text(text)
+    (config,) = definitions.configs(find("toy")).values()
+    assert (config["metric_list"], config["filter_list"]) == ([{"metric": "bypass"}], None)
+
+
 def test_a_benchmark_may_have_another_name_than_its_data(toy):
     (toy / "tasks" / "twin.yaml").write_text(TOY.replace("task: toy", "task: twin"))
     assert card_of("twin") == "toy" == card_of("toy") and prepare("twin")[0].total == 4

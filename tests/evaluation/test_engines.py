@@ -113,6 +113,16 @@ def test_parts_are_a_partition_of_equal_work():
     assert part_of_pairs(PAIRS[:1], 0, 3) + part_of_pairs(PAIRS[:1], 1, 3) + part_of_pairs(PAIRS[:1], 2, 3) == PAIRS[:1]
 
 
+def test_what_begins_alike_stays_together_and_work_is_counted_in_tokens():
+    pairs = [([group, *range(20), n], [[1]]) for n in range(10) for group in (2, 0, 3, 1)]
+    assert [pair for rank in range(3) for pair in part_of_pairs(pairs, rank, 3)] == sorted(pairs)
+    few_and_long = [*[([1] * 10, [[1]])] * 100, *[([0] * 100, [[1]])] * 10]
+    assert len(part_of_pairs(few_and_long, 0, 2)) == pytest.approx(10, abs=1)
+    assert [len(part_of_pairs([([], [[1]])] * 4, rank, 2)) for rank in range(2)] in ([0, 4], [4, 0])
+    asks = [Ask([0] * length, length) for length in (3, 9, 1, 7, 5)]
+    assert [[ask.place for ask in part_of_asks(asks, rank, 2)] for rank in range(2)] == [[9, 5, 1], [7, 3]]
+
+
 def ranked(tmp_path, tiny_model, tiny_tokenizer, count):
     from llamax.models.save import save
 
@@ -320,6 +330,102 @@ def test_settings_that_are_whole_numbers_find_their_answers(tmp_path, in_this_pr
     assert not (tmp_path / "journal" / "answers-main.jsonl").exists()
     lines = [file.read_bytes().count(b"\n") for file in (tmp_path / "journal").glob("answers-*")]
     assert sum(lines) == len(PAIRS) + len(ASKS)
+
+
+def test_what_ranks_are_told_and_how_far_they_are(tmp_path, in_this_process, tiny_tokenizer, monkeypatch):
+    bars = []
+
+    @contextlib.contextmanager
+    def bar(total, label, shown):
+        steps = []
+        bars.append((total, label, shown, steps))
+        yield SimpleNamespace(advance=steps.append)
+
+    monkeypatch.setattr(ranks, "Progress", bar)
+    given = {"pad_token": "<pad>", "precision": "bf16", "batch_size": 7}
+    shared = RankedEngine("m", tiny_tokenizer, 99, Journal(tmp_path, "model"), ranks=2, progress=True, **given)
+    scored(shared)
+    said(shared)
+    shared.close()
+    assert in_this_process == [ranks.Shared(model="m", journal=str(tmp_path), identity="model", **given)]
+    assert (shared.window, shared.tokenizer) == (99, tiny_tokenizer)
+    assert [(total, label, shown, sum(steps)) for total, label, shown, steps in bars] == [(9, "2 ranks", True, 9)] * 2
+
+
+def test_ranks_that_start_anew_know_nothing_of_earlier_lists(tmp_path, in_this_process, tiny_tokenizer, engine):
+    """After `close`, by the same engine and by another one in the same folder."""
+    journal = Journal(tmp_path, "model")
+    first = RankedEngine("m", tiny_tokenizer, 256, journal, ranks=2)
+    for shared in (first, first, RankedEngine("m", tiny_tokenizer, 256, Journal(tmp_path, "model"), ranks=2)):
+        for number in range(2):
+            asks = [Ask([0, len(in_this_process), 40 + number], 0), Ask([0, len(in_this_process), 50 + number], 0)]
+            assert said(shared, asks) == said(engine, asks)
+        shared.close()
+    assert len(in_this_process) == 3
+
+
+def test_after_a_rank_has_failed_the_ranks_are_started_again(tmp_path, tiny_tokenizer, monkeypatch):
+    begun = []
+
+    @contextlib.contextmanager
+    def started(module, job_file, where):
+        begun.append(module)
+        yield SimpleNamespace(poll=lambda: 3, returncode=3)
+
+    monkeypatch.setattr(ranks, "started", started)
+    monkeypatch.setattr(ranks, "first_failure", lambda folder, status, count: f"{folder.name} {status} {count}")
+    failing = RankedEngine("m", tiny_tokenizer, 256, Journal(tmp_path, "model"), ranks=2)
+    for _ in range(2):
+        with pytest.raises(LaunchError, match="ranks 3 2"):
+            said(failing)
+    assert begun == ["llamax.evaluation.ranks"] * 2
+
+
+def test_a_rank_loads_what_it_is_told_to(tmp_path, monkeypatch):
+    from llamax.models import load as loading
+
+    moved, loaded, answering = [], [], []
+    model = SimpleNamespace(to=moved.append, config=SimpleNamespace(max_position_embeddings=64))
+
+    def load(spec, **settings):
+        loaded.append((spec, settings))
+        return SimpleNamespaceTuple(model, "a tokenizer")
+
+    class SimpleNamespaceTuple(tuple):
+        model = property(lambda self: self[0])
+
+        def __new__(cls, *parts):
+            return super().__new__(cls, parts)
+
+    monkeypatch.setattr(loading, "load", load)
+    monkeypatch.setattr(ranks, "rank_of", lambda job: contextlib.nullcontext((1, 3)))
+    monkeypatch.setattr(ranks, "device_of_rank", lambda: "cuda:1")
+    monkeypatch.setattr(ranks, "answer_lists", lambda *arguments: answering.append(arguments))
+    shared = ranks.Shared(
+        model="m", pad_token="<pad>", precision="bf16", batch_size=7, journal=str(tmp_path), identity="model"
+    )
+    (tmp_path / "job.json").write_text(shared.model_dump_json())
+    ranks.main(str(tmp_path / "job.json"))
+    ((folder, engine, rank, count),) = answering
+    assert (folder, rank, count, moved) == (tmp_path, 1, 3, ["cuda:1"])
+    assert loaded == [("m", {"dtype": torch.bfloat16, "pad_token": "<pad>"})]
+    assert engine.engine.batch_size == 7
+    assert (engine.journal.file.name, engine.journal.identity) == ("answers-1.jsonl", "model")
+
+
+def test_a_rank_has_the_gpu_of_its_place_on_its_machine(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setenv("RANK", "11")
+    for there, device in ((True, "cuda:3"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert ranks.device_of_rank() == device
+
+
+def test_a_rank_that_nobody_asks_any_more_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(ranks, "IDLE_SECONDS", 0)
+    monkeypatch.setattr(ranks, "POLL_SECONDS", 0.01)
+    ranks.answer_lists(tmp_path, None, 0, 2)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_answer_that_ranks_leave_out_is_an_error(tmp_path, in_this_process, tiny_tokenizer):

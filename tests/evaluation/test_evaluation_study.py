@@ -244,7 +244,23 @@ def test_of_the_real_suite_both_types_of_the_gates_benchmarks_are_weighed():
             "several answers need a temperature",
         ),
         ({"suite": "real", "limits": {"mmlu": 0}}, "greater than 0"),
-        ({"suite": "real", "limits": {"mmlu": 3}}, "variance.limits: 'knowledge' is not among limits: mmlu"),
+        (
+            {"suite": "real", "limits": {"mmlu": 3}, "variance": {"limits": {"gsm8k": 4}}},
+            "limits: mmlu, without 'gsm8k', which variance.limits has: add it, or give variance.limits too",
+        ),
+        (
+            {"suite": "real", "limits": {"mmluu": 3}, "variance": {"limits": {"mmlu": 3}}},
+            "limits: unknown benchmark 'mmluu': did you mean 'mmlu'?",
+        ),
+        (
+            {"suite": "real", "limits": {"mmmlu_zz": 3}, "variance": {"limits": {"mmlu": 3}}},
+            "limits: unknown benchmark",
+        ),
+        ({"suite": "real", "limits": {"nope": 3}, "variance": {"limits": {}}}, "limits: unknown benchmark 'nope'"),
+        (
+            {"suite": "real", "limits": {"mmlu": 3}, "variance": {"limits": {"mmluu": 3}}},
+            "variance.limits: unknown benchmark 'mmluu': did you mean 'mmlu'?",
+        ),
         ({"variance": {"wordings": ["nope"]}}, "unknown wording 'nope': valid are as defined, short, bare, polite"),
         ({"variance": {"wordings": ["short", "short"]}}, "variance.wordings: 'short' is there twice"),
         ({"tune": None, "candidate": "nano"}, "candidate: it is the model itself"),

@@ -9,7 +9,7 @@ import pytest
 from llamax.errors import DataError, SandboxError
 from llamax.evaluation import judge as module
 from llamax.evaluation.judge import Problem, Verdict, humaneval, judge, judge_all, leetcode, reference_seconds
-from llamax.sandbox import Limits, active
+from llamax.sandbox import Limits, Result, active
 
 pytestmark = pytest.mark.skipif(not active() & {"namespaces", "landlock"}, reason="no sandbox here")
 QUICK = Limits(wall=6.0, cpu=1.5)
@@ -90,14 +90,121 @@ def test_a_solution_that_waits():
     assert verdict == Verdict(False, "timeout", "more than 2 s")
 
 
+def test_a_problem_without_a_reference_has_the_usual_time(monkeypatch):
+    monkeypatch.setattr(module, "DEFAULT", Limits(wall=60.0, cpu=0.5))
+    problem = Problem("own/7", "f", "def check(candidate):\n    assert candidate() == 1\n")
+    verdict = judge("def f():\n    while True: pass", problem)
+    assert verdict == Verdict(False, "timeout", "more than 0.5 s of CPU time")
+    quick = replace(problem, reference="def f(): return 1")  # and so has one whose reference is quick
+    assert judge("def f():\n    while True: pass", quick) == verdict
+
+
+def test_a_reference_that_does_not_pass_gives_no_time(monkeypatch):
+    monkeypatch.setattr(module, "DEFAULT", Limits(wall=60.0, cpu=0.5))
+    wrong = Problem("own/8", "f", "def check(candidate):\n    assert candidate() == 1\n", reference="def f(): return 2")
+    assert reference_seconds(wrong) == 0.0
+
+
+def test_limits_that_are_given_hold_however_slow_the_reference_is(monkeypatch):
+    monkeypatch.setattr(module, "reference_seconds", lambda problem: pytest.fail("nobody asked"))
+    assert judge("def total(xs):\n    while True: pass", SQUARES, PATIENT).status == "timeout"
+
+
+def test_a_fair_time_is_a_multiple_of_the_references(monkeypatch):
+    asked = []
+
+    def judged(solution, problem, limits):
+        asked.append(limits)
+        return Verdict(False, "timeout"), None
+
+    monkeypatch.setattr(module, "_judge", judged)
+    monkeypatch.setattr(module, "reference_seconds", lambda problem: 7.0)
+    judge("slow", SQUARES)
+    assert [(one.cpu, one.wall) for one in asked] == [(10.0, 40.0), (35.0, 140.0)]
+
+
+def test_the_reference_is_run_once(monkeypatch):
+    runs = []
+    result = type("Result", (), {"cpu": 3.0})
+    monkeypatch.setattr(module, "_judge", lambda *given: runs.append(given[2]) or (Verdict(True, "passed"), result))
+    problem = Problem("own/once", "f", "", reference="def f(): pass")
+    assert [reference_seconds(problem) for _ in range(3)] == [3.0] * 3
+    assert [(one.cpu, one.wall) for one in runs] == [(100.0, 400.0)]
+
+
+def test_a_solution_that_goes_on_is_ended_with_its_tests():
+    busy = "import threading, time\nthreading.Thread(target=time.sleep, args=(300,)).start()\n" + SQUARES.reference
+    verdict, solved = module._judge(busy, SQUARES, Limits(wall=60.0))
+    assert verdict.passed
+    assert (solved.status, solved.detail) == ("failed", "ended from outside")
+
+
+def test_tests_that_never_come_to_an_end_are_no_pass():
+    quits = Problem("own/9", "f", "import os\ndef check(candidate):\n    candidate()\n    os._exit(0)\n")
+    assert judge("def f(): return 1", quits) == Verdict(False, "failed", "tests: ")
+
+
+def made(status="ok", stdout="", detail="", denied=()):
+    return Result(status, stdout, "", detail, denied)
+
+
+@pytest.mark.parametrize(
+    ("said", "solved", "verdict"),
+    [
+        (("", ""), made(), Verdict(True, "passed")),
+        (("", ""), made("timeout", detail="late"), Verdict(True, "passed")),
+        (("Lost", "x"), made("timeout", detail="more than 1 s"), Verdict(False, "timeout", "more than 1 s")),
+        (("Lost", "x"), made("memory", detail="too much"), Verdict(False, "memory", "too much")),
+        (("Lost", "x"), made("denied", detail="exit status 1"), Verdict(False, "denied", "exit status 1")),
+        (
+            ("Lost", "x"),
+            made(),
+            Verdict(False, "failed", "the solution's process ended before the tests (exit status 0)"),
+        ),
+        (
+            ("Lost", "x"),
+            made("failed", detail="signal 11"),
+            Verdict(False, "failed", "the solution's process ended before the tests (signal 11)"),
+        ),
+        (("MemoryError", "call 1: "), made(), Verdict(False, "memory", "call 1: ")),
+        (("ValueError", "call 1: x"), made(denied=("open",)), Verdict(False, "denied", "call 1: x")),
+        (("ValueError", "call 1: x"), made("timeout"), Verdict(False, "failed", "call 1: x")),
+        (None, made("timeout", detail="late"), Verdict(False, "timeout", "tests: late")),
+        (None, made("memory", detail="full"), Verdict(False, "memory", "tests: full")),
+        (None, made(), Verdict(False, "failed", "tests: exit status 3")),
+    ],
+)
+def test_verdicts_by_what_both_sides_say(said, solved, verdict):
+    token = "f" * 32
+    text = f"noise\n{token if said else 'e' * 32}{json.dumps(said)}\n"
+    checked = made("failed" if said is None else "ok", text, "exit status 3" if said is None else "")
+    assert module._verdict(checked, solved, token, "own") == verdict
+
+
+def test_as_many_at_a_time_as_are_asked_for(monkeypatch):
+    pools = []
+    real = module.ThreadPoolExecutor
+    monkeypatch.setattr(module, "ThreadPoolExecutor", lambda workers: pools.append(workers) or real(workers))
+    monkeypatch.setattr(module, "judge", lambda *_: None)
+    monkeypatch.setattr(module, "_cores", lambda: 5)
+    judge_all([("", SQUARES)], workers=3)
+    judge_all([("", SQUARES)])
+    assert pools == [3, 5]
+
+
+def test_a_long_complaint_is_cut_short():
+    verdict = judge("def total(xs): raise ValueError('x' * 900)", SQUARES, QUICK)
+    assert verdict.detail == "call 1: ValueError: " + "x" * 300
+
+
 def test_an_endless_loop_costs_no_more_than_its_limit():
     verdict = judge("def total(xs):\n    while True: pass", SQUARES, PATIENT)
     assert verdict == Verdict(False, "timeout", "more than 1.5 s of CPU time")
 
 
 def test_a_solution_may_print_as_much_as_it_likes():
-    noisy = "def total(xs):\n    print('x' * 10_000_000)\n    return sum(x * x for x in xs)"
-    assert judge(noisy, SQUARES).passed
+    noisy = "import sys\ndef total(xs):\n    print('x' * 10_000_000, file={})\n    return sum(x * x for x in xs)"
+    assert all(judge(noisy.format(stream), SQUARES).passed for stream in ("sys.stdout", "sys.stderr"))
 
 
 def test_what_is_below_the_name_main_does_not_run():

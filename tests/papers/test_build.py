@@ -16,7 +16,7 @@ from llamax.papers import build, pandoc
 from llamax.papers.bind import bind
 from llamax.papers.evidence import Evidence
 from llamax.papers.source import Source
-from llamax.runs import records
+from llamax.runs import Store, records
 
 
 def edit(path, old: str, new: str) -> int:
@@ -396,6 +396,11 @@ def test_a_quoted_number_needs_a_source_in_the_references(paper):
 def test_a_stale_run_fails_only_when_strict(paper):
     build.check_paper("9.9.9")
     fails(4, r"run nano-s0-00000000 \(nano\) is stale: changed: ", "lock.json", strict=True)
+
+
+def test_of_what_a_run_is_stale_by_the_first_few_are_named(paper, monkeypatch):
+    monkeypatch.setattr(Store, "changed", lambda *_: list("abcde"))
+    fails(4, r"run nano-s0-00000000 \(nano\) is stale: changed: a, b, c and 2 more", "lock.json", strict=True)
 
 
 def test_a_run_that_is_not_there_or_not_pinned(paper):

@@ -40,7 +40,7 @@ def test_several_runs_are_all_their_trainings_together(evidence):
     table = np.concatenate([t.pivot(index="replicate", columns="item", values="outcome").to_numpy() for t in tables])
     columns = tables[0].pivot(index="replicate", columns="item", values="outcome").columns
     clusters = tables[0].drop_duplicates("item").set_index("item").cluster.reindex(columns)
-    golden = statistics.combine(table, clusters.tolist())
+    golden = statistics.combine_scores([table], [clusters.tolist()])
     found = evidence.value("nano:lora.chat.code.accuracy")
     assert (found.value, found.low, found.high) == pytest.approx((golden.value, golden.low, golden.high))
     assert (found.n, found.seeds) == (40, 4)

@@ -199,10 +199,42 @@ def test_a_stale_run_is_superseded_by_a_newer_one(home):
     assert Store().results(superseded=True)["value"].tolist() == [0.1, 0.2]
 
 
-def test_a_failure_is_forgotten_once_the_same_question_is_answered(home):
+def edit(home, old, new):
+    deep = home / "src" / "llamax" / "toy" / "deep.py"
+    deep.write_text(deep.read_text().replace(old, new))
+
+
+def test_of_equal_parameters_the_fresh_run_counts_even_if_a_newer_one_is_stale(home):
+    finish(start(), 0.1)
+    edit(home, "/ 2", "/ 3")
+    finish(start(), 0.2)
+    assert Store().results()["value"].tolist() == [0.2]
+    edit(home, "/ 3", "/ 2")
+    assert start().reused
+    assert Store().results()["value"].tolist() == [0.1]
+    assert Store().results(superseded=True)["value"].tolist() == [0.1, 0.2]
+    edit(home, "/ 2", "/ 4")  # both stale: the newest
+    assert Store().results()["value"].tolist() == [0.2]
+
+
+def test_a_failure_is_forgotten_once_the_same_run_is_complete(home):
     start().fail("boom")
     finish(start())
     assert states(home) == [("fresh", "")]
+
+
+def test_a_failure_of_other_code_or_parameters_stays_until_its_folder_is_deleted(home):
+    start().fail("boom")
+    start(size=7).fail("bang")
+    edit(home, "/ 2", "/ 3")
+    finish(start())
+    found = {row.state: row.why for row in Store().status() if "boom" in row.why or row.state == "fresh"}
+    assert found["fresh"] == ""
+    where = re.fullmatch(r"boom; the same parameters have .* delete (runs/toy/nano-s0-[0-9a-f]{8})", found["failed"])[1]
+    assert sorted(why for state, why in states(home) if state == "failed") == ["bang", found["failed"]]
+    for file in sorted((home / where).rglob("*"), reverse=True):
+        file.rmdir() if file.is_dir() else file.unlink()
+    assert sorted(states(home)) == [("failed", "bang"), ("fresh", "")]
 
 
 def test_results_filters(home):

@@ -50,6 +50,26 @@ class TestResources:
         program += "except OSError: print(n)"
         assert timed(program, mechanisms=layers).stdout == "7\n"
 
+    @pytest.mark.parametrize(
+        ("program", "named"),
+        [
+            ("for n in range(40): open(str(n), 'wb').write(bytes(1 << 20))", "8,388,608 bytes of disk"),
+            ("import os\nwhile True: os.fork()", "8 processes"),
+            ("import subprocess, sys\nfor _ in range(20): subprocess.Popen([sys.executable])", "8 processes"),
+            ("import threading, time\nfor _ in range(20): threading.Thread(target=time.sleep, args=(9,)).start()",
+             "8 processes and threads, or of 4,294,967,296 bytes of memory"),
+            ("f = [open('/dev/null') for _ in range(99)]", "64 open files"),
+            ("import os\nos.set_blocking(0, False)\nraise BlockingIOError(11, 'no process was asked for')", ""),
+            ("import os\nos.fork()\nraise OSError(2, 'no such file')", ""),
+        ],
+    )  # fmt: skip
+    def test_the_limit_that_a_program_failed_of_is_named(self, program, named):
+        if "namespaces" not in active() or ("uid" not in active() and os.getuid() == 0):
+            pytest.skip("nothing counts the processes of root, and without namespaces there are none")
+        result = timed(program, Limits(wall=10.0, processes=8, memory=4 << 30, disk=8 << 20))
+        assert result.status in ("failed", "denied")
+        assert result.detail == "exit status 1" + (f", at the limit of {named}" if named else "")
+
     def test_threads(self):
         program = "import threading, time\nn = 1\ntry:\n    while True:\n"
         program += "        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n        n += 1\n"

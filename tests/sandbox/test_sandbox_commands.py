@@ -32,7 +32,11 @@ def test_execute_is_status_0_only_for_ok():
     [
         (["--timeout", "1"], "while True: pass", "timeout (more than 1 s)"),
         (["--memory", "64"], "bytearray(64 << 20)", "memory (MemoryError at 67,108,864 bytes)"),
-        (["--disk", "1"], "open('a', 'wb').write(bytes(2 << 20))", "failed (exit status 1)"),
+        (
+            ["--disk", "1"],
+            "open('a', 'wb').write(bytes(2 << 20))",
+            "failed (exit status 1, at the limit of 1,048,576 bytes of disk)",
+        ),
     ],
 )
 def test_limits(options, program, status):

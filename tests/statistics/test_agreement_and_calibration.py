@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llamax.errors import DataError, ParameterError
-from llamax.statistics import brier_score, expected_calibration_error, krippendorff_alpha, mean, wilson
+from llamax.statistics import brier_score, expected_calibration_error, krippendorff_alpha, mean, score, wilson
 
 NAN = float("nan")
 # Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", example C: four observers, twelve units
@@ -154,7 +154,7 @@ def test_brier_score():
     sklearn = pytest.importorskip("sklearn.metrics")
     assert brier_score(confidence, correct).value == pytest.approx(sklearn.brier_score_loss(correct, confidence))
     clusters = np.arange(200) // 4
-    assert brier_score(confidence, correct, clusters) == mean((confidence - correct) ** 2, clusters)
+    assert brier_score(confidence, correct, clusters) == score((confidence - correct) ** 2, clusters)
 
 
 @pytest.mark.parametrize(

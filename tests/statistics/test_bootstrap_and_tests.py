@@ -48,6 +48,13 @@ def test_swap_turns_the_sign():
     assert (one.low, one.high, one.p_value) == pytest.approx((-two.high, -two.low, two.p_value), rel=1e-6, abs=1e-6)
 
 
+@pytest.mark.parametrize("unit", [1e50, 1e-120])
+def test_the_unit_of_outcomes_does_not_count(unit):
+    plain, found = (np.array(paired_bootstrap(skewed() * scale, np.ones(60) * scale)) for scale in (1, unit))
+    assert found[:4] / unit == pytest.approx(plain[:4])
+    assert found[5] == pytest.approx(plain[5])
+
+
 def test_no_spread_and_one_cluster():
     assert paired_bootstrap([1, 1, 1], [0, 0, 0])[:4] == (1, 0, 1, 1)
     assert np.isnan(paired_bootstrap([1, 0], [0, 0], [7, 7]).low)

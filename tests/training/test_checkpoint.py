@@ -145,6 +145,7 @@ def test_history_survives_as_text():
     [
         {"seed": 1}, {"precision": "bf16"}, {"batch_size": 4}, {"micro_batch": 2}, {"epochs": 3}, {"max_steps": 9},
         {"schedule": "linear"}, {"warmup_ratio": 0.2}, {"weight_decay": 0.1}, {"betas": (0.9, 0.95)}, {"eps": 1e-6},
+        {"z_loss": 1e-4}, {"stability": {"fewest": 4}},
         {"grad_clip": 0.5}, {"gradient_checkpointing": True}, {"lora": LoraConfig(rank=4)},
     ],
     ids=lambda change: next(iter(change)),

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
-from training_cases import PAD, new_model, new_rows
+from training_cases import PAD, new_config, new_model, new_rows
 
 from llamax.data.packing import collate
 from llamax.training.config import LoraConfig
 from llamax.training.lora import apply_lora, merge_lora
-from llamax.training.objectives import next_token_loss
+from llamax.training.objectives import next_token_loss, objective_of
 
 
 def by_document(model, rows, indices) -> tuple[float, int]:
@@ -50,6 +50,41 @@ def test_empty_rows_add_nothing_and_still_have_a_gradient():
     full, _ = next_token_loss(model, collate(rows, [0], PAD))
     padded, _ = next_token_loss(model, collate(rows, [0, -1], PAD))
     assert padded.item() == pytest.approx(full.item(), rel=1e-6)
+
+
+def test_z_loss_adds_its_gradient_and_not_its_value():
+    """Against finite differences of cross-entropy + w log(Z)^2, both written out here in fp64."""
+    rows, weight, model = new_rows(), 0.1, new_model().double()
+    batch = collate(rows, [0, 1], PAD)
+
+    def written_out():
+        logits = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
+        used = batch.loss_mask.flatten().nonzero().squeeze(1)
+        logits, targets = logits.flatten(0, 1)[used - 1], batch.input_ids.flatten()[used]
+        log_z = torch.log(logits.exp().sum(-1))
+        return (log_z - logits.gather(1, targets[:, None])[:, 0] + weight * log_z**2).sum().item()
+
+    plain, _ = next_token_loss(model, batch)
+    loss, _ = next_token_loss(model, batch, z_loss=weight)
+    assert loss.item() == plain.item()
+    loss.backward()
+    parameter = model.model.layers[0].mlp.up_proj.weight
+    direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)).double()
+    values = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            parameter.add_(direction, alpha=sign * 1e-4)
+            values.append(written_out())
+            parameter.sub_(direction, alpha=sign * 1e-4)
+    numeric = (values[0] - values[1]) / 2e-4
+    assert (parameter.grad * direction).sum().item() == pytest.approx(numeric, rel=1e-3)
+
+
+def test_the_config_turns_z_loss_on():
+    calls = []
+    objective = objective_of(lambda model, batch, **more: calls.append(more), new_config(z_loss=1e-4))
+    objective(None, None)
+    assert calls == [{"z_loss": 1e-4}] and objective_of(next_token_loss, new_config()) is next_token_loss
 
 
 def test_adapters_start_as_the_identity_train_alone_and_merge():

@@ -8,6 +8,7 @@ torch optimizer, DeepSpeed's included.
 
 import contextlib
 import json
+import math
 import os
 import resource
 import signal
@@ -22,8 +23,10 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llamax.data.packing import Documents, Rows, collate
+from llamax.errors import LlamaxError
 from llamax.models.source import NANO_FOLDER
 from llamax.training.config import TrainConfig
+from llamax.training.data import load_data
 from llamax.training.engines import make_engine
 from llamax.training.loop import fit, micro_batches, rows_of_step
 from llamax.training.lora import apply_lora
@@ -68,6 +71,39 @@ def new_rows(documents: int = 60, length: int = 32, seed: int = 0) -> Rows:
 def new_config(**changes) -> TrainConfig:
     """Two epochs of 8-row steps in fp32, the last step of each epoch partial."""
     return TrainConfig.parse({"learning_rate": 5e-3, "epochs": 2, "batch_size": 8, "micro_batch": 4, **changes})
+
+
+class Planted:
+    """Other data in which some rows are one and the same noise, in tokens that no document of `new_rows` has."""
+
+    def __init__(self, data, rows):
+        self.data, self.rows = data, {int(row) for row in rows}
+
+    def __getattr__(self, name):
+        return getattr(self.data, name)
+
+    def __len__(self):
+        return len(self.data)
+
+    def collate(self, indices, pad_id):
+        batch = self.data.collate(indices, pad_id)
+        for b, row in enumerate(map(int, indices)):
+            if row in self.rows:
+                noise = np.random.default_rng(0).integers(1000, 2000, batch.input_ids.shape[1])
+                batch.input_ids[b] = torch.from_numpy(noise)
+        return batch
+
+
+def poisoned_loss(model, batch):
+    """Not a number for a batch that holds one of the tokens of `Planted`."""
+    loss, targets = next_token_loss(model, batch)
+    return (loss * math.nan if (batch.input_ids >= 1000).any() else loss), targets
+
+
+def rows_of_steps(data, config, steps) -> np.ndarray:
+    """The rows of several steps."""
+    found = [rows_of_step(step, len(data), config, data.visit) for step in steps]
+    return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 
 def run_ranks(ranks: int, cases: list[dict], folder: Path, *, timeout: float = 240, **environment) -> list[int]:
@@ -155,9 +191,12 @@ def training(spec: dict) -> None:
         if metrics.step == spec.get("die_after") and spec.get("who_dies", "0") in (os.environ["RANK"], "all"):
             os.kill(os.getpid(), signal.SIGKILL)
 
+    rows = load_data(spec["data"]) if "data" in spec else new_rows(spec.get("documents", 60))
+    bad = [*rows_of_steps(rows, config, spec.get("planted", [])), *spec.get("bad_rows", [])]
+    objective = poisoned_loss if spec.get("poisoned") else next_token_loss
     rates = []
     hook = register_optimizer_step_pre_hook(lambda adam, *_: rates.append([group["lr"] for group in adam.param_groups]))
-    history = fit(model, new_rows(), config, out, pad_id=PAD, on_step=on_step)
+    history = fit(model, Planted(rows, bad), config, out, pad_id=PAD, on_step=on_step, objective=objective)
     hook.remove()
     whole = whole_model(model, config)
     if whole is not None:
@@ -168,5 +207,10 @@ def training(spec: dict) -> None:
 if __name__ == "__main__":
     for case in json.loads(sys.argv[1]):
         Path(case["out"]).mkdir(parents=True, exist_ok=True)
-        {"gradients": distributed_gradients, "load": loading}.get(case.get("do"), training)(case)
+        try:
+            {"gradients": distributed_gradients, "load": loading}.get(case.get("do"), training)(case)
+        except LlamaxError as error:
+            if not case.get("fails"):
+                raise
+            (Path(case["out"]) / f"error-{os.environ['RANK']}.txt").write_text(str(error))
     leave()

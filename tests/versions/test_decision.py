@@ -198,7 +198,7 @@ class TestNeeds:
         assert found.needs.items == 1000 + found.needs.more
         error = found.full.standard_error * math.sqrt(1000 / found.needs.items)
         assert 1 / error == pytest.approx(1.6449 + 0.8416, rel=2e-3)
-        assert found.needs.words == f"needs {found.needs.more:,} more items to show a gain of 1 point"
+        assert found.needs.words == f"to show a gain of 1 point, {found.needs.more:,} more items are needed"
 
     def test_a_lucky_gain_does_not_make_the_plan_smaller_but_is_told(self):
         (found,) = weighed({"b": answers(164, 0.03)}, total=100_000)
@@ -211,7 +211,7 @@ class TestNeeds:
     def test_close_to_the_requirement_the_distance_is_planned_for(self):
         (found,) = weighed({"b": answers(20_000, 0.008)}, total=10**9)
         assert found.full.detectable < 1
-        assert "to tell 0.80 from 1 point" in found.needs.words
+        assert "to tell 0.80 from 1 point, " in found.needs.words
         wide = 100 * wide_error(found.full.standard_error / 100, 20_000, 0.01)
         power = stats.norm.sf(stats.norm.isf(0.05) - 0.2 / (wide * math.sqrt(20_000 / found.needs.items)))
         assert power == pytest.approx(0.8, abs=0.002)
@@ -239,13 +239,17 @@ class TestNeeds:
     def test_a_benchmark_without_more_items_says_so(self):
         (found,) = weighed({"humaneval": answers(164, 0.03)}, max_new_tokens=1024)
         assert not found.needs.exist
-        assert "none are left; as it is, it shows gains from 6." in found.needs.words
-        assert "these do not tell how much" in found.needs.words
+        assert "but the benchmark has no more. The 164 that were asked show gains from 6." in found.needs.words
+        assert (
+            "More samples per problem would help as far as sampling blurs the gain, which these do not tell"
+            in found.needs.words
+        )
         assert found.needs.samples is None
 
     def test_choices_are_not_sampled(self):
         (found,) = weighed({"b": answers(164, 0.03)})
         assert "sampl" not in found.needs.words
+        assert found.needs.words.endswith(" points on")
 
     def test_samples_that_would_do_are_counted_and_do(self):
         """Every problem is solved with the same chance, so all variance is sampling: k samples divide it by k."""
@@ -255,13 +259,13 @@ class TestNeeds:
         assert found.needs.samples > 8
         error = 100 * math.sqrt(2 * 0.25 / found.needs.samples / 1000)
         assert 1 / error == pytest.approx(1.6449 + 0.8416, rel=0.15)
-        assert f"{found.needs.samples:,} samples per problem" in found.needs.words
+        assert f". Or ask {found.needs.samples:,} samples per problem instead of 8" in found.needs.words
 
     def test_where_problems_differ_no_number_of_samples_will_do(self):
         after, before = answers(164, 0.03, samples=8)  # a problem is always solved or never: nothing is sampling
         (found,) = weighed({"humaneval": (after, before)}, max_new_tokens=1024, temperature=0.8)
         assert found.needs.samples is None
-        assert f"endless ones would show {found.full.detectable:.1f} points" in found.needs.words
+        assert f"even endless ones show gains from {found.full.detectable:.1f} points" in found.needs.words
 
     def test_what_endless_samples_would_show_is_less_than_what_these_show(self):
         """Half of the problems are solved or not for good, the others by chance: only the latter's error goes."""
@@ -271,7 +275,9 @@ class TestNeeds:
         (found,) = weighed({"humaneval": (after, before)}, max_new_tokens=1024, temperature=0.8)
         floor = 100 * sampling_parts(after, before).floor
         assert found.needs.samples is None and floor < 0.95 * found.full.standard_error
-        assert f"endless ones would show {minimum_detectable_gain(floor, 399):.1f} points" in found.needs.words
+        assert (
+            f"even endless ones show gains from {minimum_detectable_gain(floor, 399):.1f} points" in found.needs.words
+        )
 
     def test_models_that_agree_everywhere_on_few_items_are_undecided_with_a_plan(self):
         before = answers(50, 0.0)[1]

@@ -227,6 +227,10 @@ class TestRefuses:
         (home / "constraints.txt").write_text("torch==9\n")
         with pytest.raises(GateError, match=r"toy/.* is stale \(changed: lock file\): run it again"):
             gate(new, old)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Store, "changed", lambda *_: list("abcde"))
+            with pytest.raises(GateError, match=r"toy/.* is stale \(changed: a, b, c and 2 more\): run it again"):
+                gate(new, old)
 
     def test_an_edited_record_and_edited_items(self, home, pair):
         new, old = pair(GOOD)

@@ -61,8 +61,9 @@ class TestGate:
         new, old = pair(GOOD | {"gsm8k": 0.005}, leaked=4, max_new_tokens=256)
         shown = call("gate", new, "--against", old).stdout
         assert "  without 4 leaked  1,996" in shown
-        assert "gsm8k: needs " in shown
-        assert "more samples per problem cut the sampling variance only" in shown
+        assert "gsm8k: to show a gain of 1 point, " in shown
+        assert "More samples per problem would help as far as sampling blurs the gain" in shown
+        assert "below 5% / 10 = 0.0050 rejects: 10 rows, those without leaked items included, are as many" in shown
         assert "significantly above 0 (one-sided clustered t test, 5%; all must pass, so no correction)" in shown
 
     def test_a_rehearsal_says_so_and_moves_nothing(self, pair):

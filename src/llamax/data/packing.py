@@ -141,6 +141,34 @@ class Rows:
         chosen = np.asarray(list(indices), dtype=np.int64)
         return int(self.supervised_lengths[chosen[chosen >= 0]].sum())
 
+    def real(self, indices: Iterable[int]) -> int:
+        """Number of tokens in these rows; -1 stands for an empty row."""
+        chosen = np.asarray(list(indices), dtype=np.int64)
+        return int(self.lengths[chosen[chosen >= 0]].sum())
+
+    @property
+    def longest_document(self) -> int:
+        """Most tokens that attend to each other."""
+        return int(np.diff(self.offsets).max())
+
+    @property
+    def without_targets(self) -> np.ndarray:
+        """Numbers of the rows without a supervised token."""
+        return np.flatnonzero(self.supervised_lengths == 0)
+
+    def visit(self, seed: int, epoch: int, start: int, stop: int) -> np.ndarray:
+        """Rows at places start..stop-1 of an epoch."""
+        return epoch_order(len(self), seed, epoch)[start:stop]
+
+    def collate(self, indices: Sequence[int], pad_id: int) -> "Batch":
+        """These rows end to end."""
+        return collate_flat(self, indices, pad_id)
+
+    def name(self, i: int) -> str:
+        """What messages call a row: its number, and those of the inputs (conversations, texts) that lie in it."""
+        inputs = sorted({int(self.sources[document]) for document in self.members[i]})
+        return f"row {i} (inputs {', '.join(map(str, inputs))})"
+
     def report(self) -> PackingReport:
         """Real, supervised and padded tokens; padding counts every row up to `length`."""
         real, room = int(self.lengths.sum()), len(self) * self.length

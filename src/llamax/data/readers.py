@@ -131,14 +131,14 @@ def clear_read_errors(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def _open(path: Path) -> Any:
+def open_text(path: Path) -> Any:
     """The file as text, unpacked if need be; a byte-order mark is dropped."""
     opener = gzip.open if path.suffix == ".gz" else open
     return opener(path, "rt", encoding="utf-8-sig")
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    with _open(path) as file:
+    with open_text(path) as file:
         content = file.read()
     try:
         rows = json.loads(content)
@@ -153,7 +153,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    with _open(path) as file:
+    with open_text(path) as file:
         for n, line in enumerate(file, 1):
             if line.strip():
                 yield f"line {n}", _line(line)

@@ -82,7 +82,7 @@ def scores(study: "Study") -> pd.DataFrame:
     rows = []
     for (model, name, metric), group in study.items.groupby(["model", "benchmark", "metric"], sort=False):
         by_item = group.groupby("item", sort=True).agg({"outcome": "mean", "cluster": "first", "contaminated": "any"})
-        found = statistics.mean(by_item.outcome.to_numpy(), by_item.cluster.tolist())
+        found = statistics.score(by_item.outcome.to_numpy(), by_item.cluster.tolist())
         clean = by_item.outcome[~by_item.contaminated].mean()
         rows.append((model, name, metric, *found, study.measured[model][name].total, clean))
     columns = ["model", "benchmark", "metric", "value", "standard_error", "low", "high", "n", "of", "clean"]

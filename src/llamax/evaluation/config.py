@@ -5,6 +5,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PositiveInt, StrictInt, model_validator
 
 from llamax.config import Parameters
+from llamax.data.sources import cards
+from llamax.errors import ParameterError
 from llamax.evaluation import wordings
 from llamax.evaluation.own_tasks import deciding_files, own_card
 from llamax.training.config import TrainConfig
@@ -75,12 +77,23 @@ class EvaluationConfig(Parameters):
                 raise ValueError(f"{used[0]} has no effect on the suite 'nano': leave it out")
         elif not self.limits:
             raise ValueError("limits: name the benchmarks to run, such as {mmlu: 100, gsm8k: null}")
-        elif foreign := [name for name in self.variance.limits if name not in self.limits]:
-            raise ValueError(f"variance.limits: {foreign[0]!r} is not among limits: {', '.join(self.limits)}")
+        else:
+            self._limits_agree()
         self._wordings_exist()
         if (self.samples > 1) != (self.temperature > 0):
             raise ValueError("samples and temperature: several answers need a temperature, one answer is greedy")
         return self
+
+    def _limits_agree(self) -> None:
+        """Benchmarks that exist, those of `variance` among them; what is wrong with `limits` is told first."""
+        foreign = [name for name in self.variance.limits if name not in self.limits]
+        for name in self.limits:
+            if foreign or card_of(name) not in cards():
+                _exists(name)
+        if foreign:
+            _exists(foreign[0], "variance.limits")
+            listed, lacks = ", ".join(self.limits), f"without {foreign[0]!r}, which variance.limits has"
+            raise ValueError(f"limits: {listed}, {lacks}: add it, or give variance.limits too")
 
     def _wordings_exist(self) -> None:
         known = wordings.NANO if self.suite == "nano" else wordings.REAL
@@ -105,6 +118,16 @@ class EvaluationConfig(Parameters):
     def models(self) -> list[str]:
         """Models whose fingerprints enter the run key."""
         return [self.model, *([self.candidate] if self.candidate else [])]
+
+
+def _exists(benchmark: str, where: str = "limits") -> None:
+    """Raise `ValueError` for a benchmark that there is not; imports lm-eval, for when something is wrong anyway."""
+    from llamax.evaluation.definitions import find
+
+    try:
+        find(benchmark)
+    except ParameterError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def card_of(benchmark: str) -> str:

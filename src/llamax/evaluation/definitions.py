@@ -44,12 +44,20 @@ class Extras(Config):
     items: PositiveInt | None = None  # how many it has, where it is not the whole of its data card's split
 
 
+PASSED_OVER = {"canonical_task", "task_pretty_name", "num_samples", "description", "num_fewshot"}
+"""Keys of `metadata` in lm-eval's own files, which lm-eval does nothing with either."""
+
+
 class Benchmark(NamedTuple):
-    """One benchmark: its name, its YAML files (MMLU and its like: one per subject), and what they do not say."""
+    """One benchmark: its name, its YAML files (MMLU and its like: one per subject), and what they do not say.
+
+    `own`: what our own file says, read and checked.
+    """
 
     name: str
     files: tuple[Path, ...]
     extras: Extras
+    own: dict[str, Any] | None = None
 
 
 class Settings(Config):
@@ -143,29 +151,23 @@ def find(name: str) -> Benchmark:
         near = difflib.get_close_matches(name, names(), n=1, cutoff=0.8)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ParameterError(f"unknown benchmark {name!r}: {hint}valid are {', '.join(names())}")
-    return Benchmark(name, (file,), Extras.parse(_our_definition(file).get("metadata") or {}, f"{file.name}, metadata"))
+    return _own(file)
 
 
-def _our_definition(file: Path) -> dict[str, Any]:
-    """Our YAML file, if it has what every definition needs. Raises: ParameterError."""
-    try:
-        definition = load_yaml(file, resolve_func=False)
-    except Exception as error:  # of an include, too, lm-eval's reader raises whatever comes
-        raise ParameterError(f"{file}: not a task definition ({' '.join(str(error).split())})") from None
-    needed = ("task", "dataset_path", "output_type", "doc_to_text", "doc_to_target", "metric_list")
-    if missing := [key for key in needed if key not in definition]:
-        raise ParameterError(f"{file}: lacks {missing[0]!r}; a definition has {', '.join(needed)} and a split to test")
+def _own(file: Path) -> Benchmark:
+    """The benchmark of our own YAML file. Raises: ParameterError: a fault in it."""
+    definition = task_file.read(file)
     if definition["task"] != file.stem:
         raise ParameterError(f"{file}: task is {definition['task']!r}, should be {file.stem!r} like the file")
-    found = task_file.check(file, definition)
-    extras = Extras.parse(found.metadata or {}, f"{file.name}, metadata")
-    known = found.labels(metric_name, label)
-    if extras.headline and not extras.judge and found.process_results is None and extras.headline not in known:
+    said = {key: value for key, value in (definition.get("metadata") or {}).items() if key not in PASSED_OVER}
+    extras = Extras.parse(said, f"{file.name}, metadata")
+    known = labels(definition)
+    if extras.headline and not extras.judge and not definition.get("process_results") and extras.headline not in known:
         outcomes = ", ".join(known)
         raise ParameterError(f"{file.name}, metadata: no metric {extras.headline!r}; its outcomes are {outcomes}")
-    if extras.judge and found.output_type != "generate_until":
+    if extras.judge and definition["output_type"] != "generate_until":
         raise ParameterError(f"{file}: programs are judged that are generated: output_type should be generate_until")
-    return definition
+    return Benchmark(file.stem, (file,), extras, definition)
 
 
 def configs(benchmark: Benchmark) -> dict[str, dict[str, Any]]:
@@ -176,9 +178,8 @@ def configs(benchmark: Benchmark) -> dict[str, dict[str, Any]]:
     """
     found = {}
     for file in benchmark.files:
-        config = dict(load_yaml(file, resolve_func=not benchmark.extras.judge))
-        if benchmark.extras.judge:
-            config |= {"metric_list": [{"metric": "bypass"}], "filter_list": None, "unsafe_code": False}
+        config = benchmark.own or load_yaml(file, resolve_func=not benchmark.extras.judge)
+        config = config | (task_file.JUDGED if benchmark.extras.judge else {})
         found[config["task"]] = {key: value for key, value in config.items() if key not in ("tag", "task_alias")}
     return found
 
@@ -215,8 +216,8 @@ def documents(config: dict[str, Any], data: Any) -> Dataset:
 
 
 def check_splits(config: dict[str, Any], data: Any) -> None:
-    """Raise `DataError` where the definition names a split that the data lacks."""
-    for field in ("training_split", "validation_split", "test_split", "fewshot_split"):
+    """Raise `DataError` where the definition names a split that the data lacks; `documents` looks for the one asked."""
+    for field in ("training_split", "validation_split", "fewshot_split"):
         if (split := config.get(field)) and split not in data:
             raise DataError(f"{config['task']}: {field} is {split!r}; its data has {', '.join(data)}")
 
@@ -331,9 +332,13 @@ def headline(name: str) -> str:
         return benchmark.extras.headline
     if benchmark.extras.judge:
         return "pass@1"
-    config = next(iter(configs(benchmark).values()))
-    filters = config.get("filter_list") or [{"name": "none"}]
-    return label(metric_name(config["metric_list"][0]["metric"]), filters[0]["name"])
+    return labels(next(iter(configs(benchmark).values())))[0]
+
+
+def labels(config: dict[str, Any]) -> list[str]:
+    """How the outcomes of a definition are called: every metric under every filter."""
+    filters = [one["name"] for one in config.get("filter_list") or []] or ["none"]
+    return [label(metric_name(one["metric"]), name) for one in config["metric_list"] for name in filters]
 
 
 def metric_name(metric: Any) -> str:

@@ -260,7 +260,9 @@ def _check_answer(task: Task, doc: dict[str, Any], item: str) -> None:
     """Raise `DataError` if an item's right answer is none of its options, which lm-eval would count as a miss."""
     if task.config.process_results is not None:
         return  # it says by itself what is right
-    choices, right = task.doc_to_choice(doc), task.doc_to_target(doc)
+    # Where the options are contexts (Winogrande), the text is the number of the right one, and the target follows all.
+    choices = task.doc_to_choice(doc)
+    right = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
     if right == []:
         raise DataError(f"{item}: has no right answer")
     for answer in right if isinstance(right, list) else [right]:
@@ -370,6 +372,8 @@ def confidences(part: Part) -> Iterator[tuple[str, str, float, float, str]]:
     doubled = "acc_mutual_info" in map(metric_name, (m["metric"] for m in part.task.config.metric_list))
     if part.task.config.output_type != "multiple_choice" or headline(part.name) != "acc" or doubled:
         return
+    if part.task.multiple_input:
+        return  # the same words after several contexts: their shares are no probabilities
     right = {row.item: row.outcome for row in _scored(part) if row.metric == headline(part.name)}
     if not set(right.values()) <= {0.0, 1.0}:
         return  # TruthfulQA MC2 shares the probability out among several right ones

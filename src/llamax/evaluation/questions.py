@@ -30,9 +30,11 @@ def questions(name: str) -> list[Question]:
         fill = template(benchmark.extras.question or config["doc_to_text"], task)
         prompt = template(config["doc_to_text"], task)
         found[task] = [
-            Question(f"{task}/{number}", fill(doc), _options(doc, prompt(doc)))
+            Question(f"{task}/{number}", fill(doc), _options(doc, str(prompt(doc))))
             for number, doc in enumerate(documents(config, data(config)))
         ]
+        if "doc_to_choice" in config and str(found[task][0].text).isdigit():  # the options are contexts
+            raise ParameterError(f"{task}: doc_to_text is a number: metadata.question should say what is asked")
     check_size(benchmark, {task: len(asked) for task, asked in found.items()}, config)
     return [question for asked in found.values() for question in asked]
 

@@ -21,7 +21,10 @@ PER_ITEM = {
 }
 """Metrics of lm-eval's that score a single item, by the kind of question."""
 
-Function = Any  # what `!function` names; before it is imported, the name
+NEEDED = ("task", "dataset_path", "output_type", "doc_to_text", "doc_to_target", "metric_list")
+JUDGED = {"metric_list": [{"metric": "bypass"}], "filter_list": None, "unsafe_code": False}
+
+Function = Any  # what `!function` names; of a judged benchmark only the name
 Template = Any  # a Jinja template, a column's name, or a function
 
 
@@ -38,11 +41,13 @@ class Step(Parameters):
 
     model_config = ConfigDict(extra="allow")
 
-    function: str
+    function: Any  # a name of lm-eval's, or a class of filters
 
     @field_validator("function")
     @classmethod
-    def _known(cls, value: str) -> str:
+    def _known(cls, value: Any) -> Any:
+        if callable(value):
+            return value
         import lm_eval.filters  # noqa: F401  (fills the registry)
         from lm_eval.api.registry import filter_registry
 
@@ -134,29 +139,34 @@ class TaskFile(Parameters):
             raise ValueError("test_split is missing, or validation_split: whose items are asked")
         return self
 
-    def labels(self, metric_name: Any, label: Any) -> list[str]:
-        """How the outcomes will be called: every metric under every filter."""
-        filters = [one.name for one in self.filter_list or []] or ["none"]
-        return [label(metric_name(one.metric), name) for one in self.metric_list for name in filters]
 
+def read(file: Path) -> dict[str, Any]:
+    """A definition that can be run, its functions imported.
 
-def check(file: Path, definition: dict[str, Any]) -> TaskFile:
-    """A definition, as `load_yaml` read it from `file`, if it can be run.
+    The functions, filters and metrics of a judged benchmark (`metadata.judge`) are neither imported nor used: answers
+    are programs for our judge. Which it is has to be read first.
 
-    Raises: ParameterError: a field is missing, unknown or of a wrong kind; a template or a function cannot be read; a
-        metric or filter that lm-eval does not have.
+    Raises: ParameterError: no such file as lm-eval's; a field is missing, unknown or of a wrong kind; a template or a
+        function cannot be read; a metric or filter that lm-eval does not have.
     """
+    try:
+        definition = load_yaml(file, resolve_func=False)
+    except Exception as error:  # of an include, too, lm-eval's reader raises whatever comes
+        raise ParameterError(f"{file}: not a task definition ({' '.join(str(error).split())})") from None
+    if missing := [key for key in NEEDED if key not in definition]:
+        raise ParameterError(f"{file}: lacks {missing[0]!r}; a definition has {', '.join(NEEDED)} and a split to test")
+    metadata = definition["metadata"] if isinstance(definition.get("metadata"), dict) else {}
+    judged = bool(metadata.get("judge"))
+    definition = definition | JUDGED if judged else _with_functions(file)
     try:
         found = TaskFile.model_validate(definition)
     except ValidationError as error:
         raise ParameterError(explain(error, TaskFile, str(file))) from None
     except RecursionError:
         raise ParameterError(f"{file}: nested too deeply") from None
-    judged = (found.metadata or {}).get("judge")  # its functions and metrics are not used
-    resolved = definition if judged else _with_functions(file)
     if not judged and found.process_results is None:
-        _check_metrics(file, found, resolved)
-    return found
+        _check_metrics(file, found)
+    return definition
 
 
 def _with_functions(file: Path) -> dict[str, Any]:
@@ -168,11 +178,10 @@ def _with_functions(file: Path) -> dict[str, Any]:
         raise ParameterError(f"{file}: a !function of it cannot be imported ({reason})") from None
 
 
-def _check_metrics(file: Path, found: TaskFile, resolved: dict[str, Any]) -> None:
+def _check_metrics(file: Path, found: TaskFile) -> None:
     """Raises: ParameterError: a metric that gives no number for each single item of this kind."""
     known = PER_ITEM[found.output_type]
-    for entry in resolved["metric_list"]:
-        metric = entry["metric"]
+    for metric in (entry.metric for entry in found.metric_list):
         if metric not in known and not (callable(metric) and found.output_type == "generate_until"):
             own = ", or a function of one's own" if found.output_type == "generate_until" else ""
             raise ParameterError(

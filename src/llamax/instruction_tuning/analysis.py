@@ -39,10 +39,10 @@ def metrics(items: pd.DataFrame) -> list[Metric]:
     for (method, protocol, task), group in items.groupby(KEYS, sort=False):
         name = ".".join(part for part in (method, "" if protocol in ("lm-eval", "text") else protocol) if part)
         table, clusters = replicate_table(group)
-        score = statistics.combine(table, clusters)
         if task == TEXT:
-            found.append(_metric(f"{name}.{TEXT}", score, "nats/token"))
+            found.append(_metric(f"{name}.{TEXT}", statistics.combine(table, clusters), "nats/token"))
         else:
+            score = statistics.combine_scores([table], [clusters])
             found.append(_metric(f"{name}.{task}.accuracy", score, "fraction"))
         if method != "base":
             change = statistics.combine(table - baseline(items, protocol, task), clusters)

@@ -15,6 +15,7 @@ from scipy import stats
 from llamax import statistics
 from llamax.errors import LlamaxError, PaperError
 from llamax.papers.source import repeated
+from llamax.runs.keys import few
 from llamax.runs.records import Record
 from llamax.runs.store import Store
 
@@ -72,9 +73,9 @@ class Evidence:
         Raises: PaperError: no such outcomes, or two that do not share their items or trainings.
         """
         parts = self._paired(alias, after, before)
-        found = statistics.combine_strata(
-            [table.outcomes for table in parts], [table.clusters for table in parts], level
-        )
+        is_score = before is None and not after.endswith(".text_loss")
+        combine = statistics.combine_scores if is_score else statistics.combine_strata
+        found = combine([table.outcomes for table in parts], [table.clusters for table in parts], level)
         limits = (None if np.isnan(x) else x for x in (found.standard_error, found.low, found.high, found.p_value))
         error, low, high, p_value = limits
         return Value(f"{alias}:{after}", found.value, found.n, error, low, high, "", p_value, found.seeds)
@@ -123,7 +124,7 @@ class Evidence:
         for alias in self.runs:
             for record in self.records(alias):
                 if changed := self.store.changed(record, code):
-                    lines.append(f"run {record.run} ({alias}) is stale: changed: {', '.join(changed)}")
+                    lines.append(f"run {record.run} ({alias}) is stale: changed: {few(changed)}")
         return lines
 
     def _value(self, name: str) -> Value:

@@ -16,7 +16,7 @@ import functools
 import importlib.util
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,6 +98,12 @@ def model_fingerprint(spec: str) -> str:
 def changed(old: dict[str, str], new: dict[str, str]) -> list[str]:
     """Names of the parts that differ, came or went; a part that could not be checked does not count."""
     return sorted(name for name in old.keys() | new.keys() if new.get(name) not in (old.get(name), UNCHECKED))
+
+
+def few(names: Sequence[str], most: int = 3) -> str:
+    """The first few names of a list, and how many more there are, for a message that is one line."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 def notebook_cells(path: Path) -> list[tuple[list[str], ast.Module]]:

@@ -11,8 +11,9 @@ lm-eval logs.
 
 import contextlib
 import csv
+import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,22 +23,27 @@ from llamax import files
 from llamax.data.formats import RowError
 from llamax.data.readers import SUFFIXES, clear_read_errors, file_rows
 from llamax.errors import DataError
+from llamax.runs.keys import few
 
 WORDS = {"true": 1.0, "false": 0.0, "correct": 1.0, "incorrect": 0.0}
 """Outcomes that are written as a word, in any case."""
+MOST = 1e50  # of an outcome; squares of squares are still numbers
 ABSENT = object()
 OURS = {"model", "benchmark", "metric", "item", "sample", "outcome"}
 """Columns by which a file is known to be the items.parquet of a run of direction 08."""
-SHOWN = 3
 MOST_VALUES = 20
 
 
 class Items(NamedTuple):
-    """Outcomes of one system: item id -> those of its answers, and item id -> cluster where the source tells one."""
+    """Outcomes of one system: item id -> those of its answers, and item id -> cluster where the source tells one.
+
+    `content`: a hash of the rows that were kept, of whatever order and spelling.
+    """
 
     name: str
     outcomes: dict[str, list[float]]
     clusters: dict[str, str]
+    content: str = ""
 
 
 class Pairs(NamedTuple):
@@ -101,11 +107,15 @@ def _split(source: str) -> tuple[str, dict[str, str]]:
 def pair(first: Items, second: Items, *, common: bool = False) -> Pairs:
     """The items of both, in the order of the first. A cluster that only one of them tells counts for both.
 
-    Raises: DataError: items that only one of the two has, unless `common`; none in both; clusters that contradict.
+    Raises: DataError: items that only one of the two has, unless `common`; none in both; clusters that contradict; the
+        same rows twice.
     """
+    if first.content and first.content == second.content:
+        count = f"{len(first.outcomes)} items"
+        raise DataError(f"{first.name} and {second.name} hold the same rows on {count}: there is nothing to compare")
     alone = [[i for i in one.outcomes if i not in other.outcomes] for one, other in ((first, second), (second, first))]
     if any(alone) and not common:
-        parts = [f"{len(a)} only in {s.name} ({_named(a)})" for a, s in zip(alone, (first, second), strict=True) if a]
+        parts = [f"{len(a)} only in {s.name} ({few(a)})" for a, s in zip(alone, (first, second), strict=True) if a]
         raise DataError(f"not the same items: {', '.join(parts)}; --common compares the items of both")
     items = [item for item in first.outcomes if item in second.outcomes]
     if not items:
@@ -133,7 +143,7 @@ def _clusters(first: Items, second: Items, items: list[str]) -> list[str] | None
             raise DataError(f"item {item!r} is of cluster {one!r} in {first.name}, {other!r} in {second.name}{more}")
     known = second.clusters | first.clusters
     if known and (bare := [item for item in items if item not in known]):
-        raise DataError(f"{_named(bare)}: no cluster in {first.name} nor in {second.name}; name one for every item")
+        raise DataError(f"{few(bare)}: no cluster in {first.name} nor in {second.name}; name one for every item")
     return [known[item] for item in items] if known else None
 
 
@@ -204,6 +214,7 @@ def _gather(rows: Iterable[tuple[str, Any]], name: str, columns: Columns, where:
     found: dict[str, dict[str, tuple[str, float, Any]]] = {}  # item -> sample -> place, outcome, row
     clusters: dict[str, str] = {}
     values: dict[str, dict[str, None]] = {key: {} for key in where}
+    contents: list[str] = []
     seen = kept = 0
     for place, row in rows:
         seen += 1
@@ -223,11 +234,18 @@ def _gather(rows: Iterable[tuple[str, Any]], name: str, columns: Columns, where:
         if sample in answers:
             raise DataError(_twice(name, item, answers[sample], (place, row), columns))
         answers[sample] = (place, _outcome(row, columns.outcome, at), row)
+        contents.append(_canonical(row | {columns.outcome: answers[sample][1]}))
         _note_cluster(clusters, row, item, columns.cluster, at)
     if not kept:
         raise DataError(f"{name}: no rows in it" if not seen else f"{name}: {_none(seen, where, values)}")
     outcomes = {item: [outcome for _, outcome, _ in answers.values()] for item, answers in found.items()}
-    return Items(name, outcomes, clusters)
+    return Items(name, outcomes, clusters, files.sha256_json(sorted(contents)))
+
+
+def _canonical(row: dict[str, Any]) -> str:
+    """A row's content: the order of its columns, and whether a number is written as 1, 1.0 or "1", do not count."""
+    texts = {key: _text(value) if _plain(value) else value for key, value in row.items()}
+    return json.dumps(texts, sort_keys=True, default=str)
 
 
 def _none(seen: int, where: Mapping[str, str], values: Mapping[str, Iterable[str]]) -> str:
@@ -297,8 +315,8 @@ def _outcome(row: Mapping[str, Any], column: str, at: str) -> float:
         number = WORDS.get(value.strip().lower(), math.nan)
         if math.isnan(number):
             number = _parsed(value)
-    if not math.isfinite(number):
-        raise DataError(f"{at}: {column} is {_shown(value)}, should be a finite number, true or false")
+    if not abs(number) <= MOST:
+        raise DataError(f"{at}: {column} is {_shown(value)}, should be a finite number (up to {MOST:g}), true or false")
     return number
 
 
@@ -323,8 +341,3 @@ def _shown(value: Any) -> str:
     """A value in an error message, cut short."""
     text = "empty" if value in ("", None) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _named(items: Sequence[str]) -> str:
-    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
-    return ", ".join(items[:SHOWN]) + more

@@ -149,14 +149,15 @@ class Store:
     ) -> "pd.DataFrame":
         """One row per metric of each complete run, or of the runs with another `status`.
 
-        Of runs with the same direction and parameters only the newest counts, unless `superseded` is true.
+        Of runs with the same direction and parameters only one counts, unless `superseded` is true: of complete ones
+        the fresh one where there is one (code that went back to an earlier state has its old record), else the newest.
         Columns: direction, run, profile, seed, metric, value, standard_error, low, high, n, unit, status, finished.
         """
         import pandas as pd
 
         chosen = self.records() if status in (None, "complete") else self.unfinished()
         if not superseded:
-            chosen = list({(r.direction, files.sha256_json(r.parameters)): r for r in chosen}.values())
+            chosen = self._current(chosen)
         rows = [
             {"direction": r.direction, "run": r.run, "profile": r.profile, "seed": r.seed, "metric": m.name}
             | {"value": m.value, "standard_error": m.standard_error, "low": m.low, "high": m.high, "n": m.n}
@@ -175,13 +176,25 @@ class Store:
         code: dict[str, dict[str, str]] = {}
         rows += [self._freshness(record, complete, code) for record in complete]
         for record in self.unfinished():
-            if record.status == "running" or not any(_answers(done, record) for done in complete):
-                rows.append(_row(record, record.status, record.error or ""))
+            if record.status == "running" or not any(_supersedes(done, record) for done in complete):
+                rows.append(_row(record, record.status, self._trouble(record, complete)))
         for direction in directions():
             if not any(row.direction == direction and row.profile == DEFAULT_PROFILE for row in rows):
                 why = f"llamax run {direction} --profile {DEFAULT_PROFILE}"
                 rows.append(Freshness(direction, "", DEFAULT_PROFILE, 0, "missing", why, None))
         return sorted(rows, key=lambda row: (row.direction, row.profile, row.seed, row.finished or ""))
+
+    def _current(self, chosen: list[Record]) -> list[Record]:
+        """One record per direction and parameters: the newest, but before stale complete ones the newest fresh one."""
+        code: dict[str, dict[str, str]] = {}
+        questions: dict[tuple[str, str], list[Record]] = {}
+        for record in chosen:
+            questions.setdefault((record.direction, files.sha256_json(record.parameters)), []).append(record)
+        found = []
+        for same in questions.values():
+            ranked = [record for record in reversed(same) if record.status == "complete"] if len(same) > 1 else []
+            found.append(next((record for record in ranked if not self.changed(record, code)), same[-1]))
+        return found
 
     def changed(self, record: Record, code: dict[str, dict[str, str]] | None = None) -> list[str]:
         """Names of the inputs of `record` that are no longer what they were; empty when it is fresh.
@@ -228,6 +241,15 @@ class Store:
             why += "; superseded by a newer run"
         return _row(record, "stale", why)
 
+    def _trouble(self, record: Record, complete: list[Record]) -> str:
+        """What went wrong in an unfinished run, and how to be rid of it where its question has an answer by now."""
+        if record.status == "running" or not any(_same_question(record, done) for done in complete):
+            return record.error or ""
+        where = records.shown(self.scratch(record.direction, record.run))
+        return (
+            f"{record.error or record.status}; the same parameters have a complete run: to forget this, delete {where}"
+        )
+
     def _settled(self, record: Record, folder: Path) -> Record:
         """`record`, read as interrupted when it says running but its process is gone."""
         if record.status != "running" or is_held(folder / "run.lock"):
@@ -260,9 +282,12 @@ def _same_question(one: Record, other: Record) -> bool:
     return one.direction == other.direction and one.parameters == other.parameters
 
 
-def _answers(done: Record, unfinished: Record) -> bool:
-    """Whether a complete run makes an unfinished one forgotten: it is the same run, or a newer answer."""
-    return done.key == unfinished.key or (_same_question(unfinished, done) and done.started >= unfinished.started)
+def _supersedes(done: Record, unfinished: Record) -> bool:
+    """Whether an unfinished run is forgotten: the same run, by its key, is complete.
+
+    A complete run of other code or data says nothing about why this one failed.
+    """
+    return done.key == unfinished.key
 
 
 def _changed_parameters(old: dict[str, Any], new: dict[str, Any]) -> str:

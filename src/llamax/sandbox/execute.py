@@ -27,6 +27,14 @@ WEAK = "LLAMAX_SANDBOX"  # environment variable; its value "weak" allows what `a
 BOX, PACKAGES = "/box", "/packages"  # in a file system of its own: the program's folder, and what it may import
 GRACE = 10.0  # seconds after the wall limit until the launcher itself is taken to be stuck
 HERE = Path(__file__).parent
+LIMIT = "LIMIT "  # of the notes, those on which limit ended the program
+REACHED = {
+    "DISK": "{disk:,} bytes of disk",
+    "FILES": "{files:,} open files",
+    "PROCESSES": "{processes:,} processes",
+    "THREADS": "{processes:,} processes and threads, or of {memory:,} bytes of memory",
+}
+"""What a program may be told by the kernel, and fail of."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +66,8 @@ class Result:
 
     `ok`: by itself, with exit status 0. `failed`: an exception, another exit status, a signal. `timeout`: out of wall
     or CPU time. `memory`: out of memory. `denied`: it failed or was ended after something was refused; `denied` says
-    what. `detail` is one line of why it is not ok. `seconds` of wall time, `cpu` seconds of CPU time of all
-    its processes, `memory` the most bytes held at once.
+    what. `detail` is one line of why it is not ok, with the limit that a failed one had reached. `seconds` of wall
+    time, `cpu` seconds of CPU time of all its processes, `memory` the most bytes held at once.
     """
 
     status: Status
@@ -138,8 +146,9 @@ def execute(
 def _result(outcome: dict[str, Any], out: bytes, err: bytes, limits: Limits) -> Result:
     """Read the launcher's account of how it ended."""
     notes = outcome["notes"].decode(errors="replace").splitlines()
-    denied = tuple(dict.fromkeys([*outcome["refused"], *(note for note in notes if note != "MEMORY")]))
-    status, detail = _ending(outcome, limits, "MEMORY" in notes)
+    denied = tuple(dict.fromkeys([*outcome["refused"], *(note for note in notes if not note.startswith(LIMIT))]))
+    reached = [note.removeprefix(LIMIT) for note in notes if note.startswith(LIMIT)]
+    status, detail = _ending(outcome, limits, reached)
     if status == "failed" and denied:
         status = "denied"
     if outcome["killed"] in ("output", "disk"):
@@ -148,7 +157,7 @@ def _result(outcome: dict[str, Any], out: bytes, err: bytes, limits: Limits) -> 
     return Result(status, *texts, detail, denied, outcome["seconds"], outcome["cpu"], outcome["peak"])
 
 
-def _ending(outcome: dict[str, Any], limits: Limits, out_of_memory: bool) -> tuple[Status, str]:
+def _ending(outcome: dict[str, Any], limits: Limits, reached: list[str]) -> tuple[Status, str]:
     """Status and one line."""
     killed = outcome["killed"]
     if killed == "wall":
@@ -162,11 +171,12 @@ def _ending(outcome: dict[str, Any], limits: Limits, out_of_memory: bool) -> tup
     code = os.waitstatus_to_exitcode(outcome.get("status", 9))
     if code == 0:
         return "ok", ""
-    if out_of_memory:
+    if "MEMORY" in reached:
         return "memory", f"MemoryError at {limits.memory:,} bytes"
     if code == -signal.SIGXCPU or (code == -signal.SIGKILL and outcome["cpu"] >= limits.cpu):
         return "timeout", f"more than {limits.cpu:g} s of CPU time"
-    return "failed", f"exit status {code}" if code > 0 else f"signal {-code}"
+    named = next((f", at the limit of {REACHED[one].format(**vars(limits))}" for one in reached if one in REACHED), "")
+    return "failed", f"{f'exit status {code}' if code > 0 else f'signal {-code}'}{named}"
 
 
 def _run(

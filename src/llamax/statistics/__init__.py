@@ -39,6 +39,7 @@ from llamax.statistics.preferences import (
     sign_test,
     win_rate,
 )
+from llamax.statistics.scores import combine_scores, score
 from llamax.statistics.significance import exact_mcnemar, holm
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "bradley_terry",
     "brier_score",
     "combine",
+    "combine_scores",
     "combine_strata",
     "compare_outcomes",
     "crossed_variance",
@@ -73,6 +75,7 @@ __all__ = [
     "position_bias",
     "required_items",
     "sampling_parts",
+    "score",
     "sign_test",
     "wilson",
     "win_rate",

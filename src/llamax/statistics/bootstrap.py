@@ -63,6 +63,7 @@ def acceleration(sums: np.ndarray, sizes: np.ndarray) -> float:
     """Efron's acceleration from the jackknife that leaves one cluster out."""
     left = (sums.sum() - sums) / (sizes.sum() - sizes)
     away = left.mean() - left
+    away = away / np.abs(away).max()  # the unit does not count, and cubes of very large or small numbers are none
     return float(np.sum(away**3) / (6 * np.sum(away**2) ** 1.5))
 
 

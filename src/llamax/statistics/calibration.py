@@ -6,7 +6,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from llamax.errors import ParameterError
-from llamax.statistics.estimates import Estimate, checked, mean, wilson
+from llamax.statistics.estimates import Estimate, checked, wilson
+from llamax.statistics.scores import score
 
 Binning = Literal["width", "mass"]
 
@@ -85,12 +86,12 @@ def expected_calibration_error(
 def brier_score(
     confidence: Sequence[float], correct: Sequence[float], clusters: Sequence | None = None, level: float = 0.95
 ) -> Estimate:
-    """Mean of (confidence - correct)^2 [items] with the interval of `mean` (Brier 1950, for one event).
+    """Mean of (confidence - correct)^2 [items] with the interval of `score` (Brier 1950, for one event).
 
     Raises: ParameterError: as `expected_calibration_error`.
     """
     p, y = _checked_pairs(confidence, correct)
-    return mean((p - y) ** 2, clusters, level)
+    return score((p - y) ** 2, clusters, level)
 
 
 def _by_chance(p: np.ndarray, place: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:

@@ -3,7 +3,7 @@
 out/checkpoints/step-00000040/
     torch.pt | deepspeed/*     weights and optimizer, as the engine wrote them
     rng-0.pt ...               random state of every rank
-    run.json                   step, identity of the run, metrics of every step so far
+    run.json                   step, identity of the run, metrics of every step so far, spikes met
     manifest.json              sha256 of every file above, written last
 """
 
@@ -12,22 +12,30 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from llamax.errors import CheckpointError, DiskFullError
+from llamax.errors import CheckpointError, DiskFullError, TrainingError
 from llamax.files import clear_disk_errors, sha256_file, sync_folder
 from llamax.training.engines import Engine
-from llamax.training.history import StepMetrics
+from llamax.training.history import Event, StepMetrics
 
 # How torch's zip writer, which goes around Python's files, words a write that did not take all bytes.
 SHORT_WRITE = re.compile(r"PytorchStreamWriter|iostream|unexpected pos|No space left")
 ELASTIC = {"train.ranks", "train.micro_batch"}
 """Where a step is computed and in which pieces, not what: a run may go on with others."""
+
+
+class Past(NamedTuple):
+    """What a checkpoint remembers: the step to go on from, the metrics of those done, the spikes met."""
+
+    step: int = 0
+    steps: tuple[StepMetrics, ...] = ()
+    events: tuple[Event, ...] = ()
 
 
 class Checkpoints(NamedTuple):
@@ -37,7 +45,7 @@ class Checkpoints(NamedTuple):
     identity: dict[str, Any]
     keep: int
 
-    def save(self, engine: Engine, step: int, steps: list[StepMetrics]) -> None:
+    def save(self, engine: Engine, step: int, steps: list[StepMetrics], events: Sequence[Event] = ()) -> None:
         """Write the state after `step` optimizer steps, then drop all but the newest `keep`; every rank calls it.
 
         Raises: DiskFullError: the older checkpoints are untouched.
@@ -52,7 +60,8 @@ class Checkpoints(NamedTuple):
             with open(work / f"rng-{engine.rank}.pt", "wb") as file:
                 torch.save(random_state(), file)
             if engine.rank == 0:
-                _write_json(work / "run.json", {"step": step, "identity": self.identity, "steps": steps})
+                past = {"step": step, "identity": self.identity, "steps": steps, "events": events}
+                _write_json(work / "run.json", past)
             engine.gather(None)
             hashes = _hash_together(engine, sorted(_files(work)), work)
             if engine.rank == 0:
@@ -68,8 +77,8 @@ class Checkpoints(NamedTuple):
         """Complete checkpoints, oldest first."""
         return sorted(self.folder.glob("step-????????"))
 
-    def resume(self, engine: Engine) -> list[StepMetrics]:
-        """Put the newest checkpoint into `engine`; give the metrics of the steps behind it, none if there is none.
+    def resume(self, engine: Engine) -> Past:
+        """Put the newest checkpoint into `engine`; give what lies behind it, nothing if there is none.
 
         Raises: CheckpointError: it is damaged, or is another run's. No older one is taken in silence.
         """
@@ -78,16 +87,38 @@ class Checkpoints(NamedTuple):
                 shutil.rmtree(leftover, ignore_errors=True)
         newest = self.complete()[-1:]
         engine.gather(None)
-        if not newest:
-            return []
-        self._verify(newest[0], engine)
-        state = json.loads((newest[0] / "run.json").read_text())
-        self._check_identity(newest[0], state["identity"])
-        engine.load(newest[0])
-        drawn = newest[0] / f"rng-{engine.rank}.pt"
-        if drawn.exists():  # a rank that there was not before keeps the state of its own seed
-            set_random_state(torch.load(drawn, weights_only=True))
-        return [StepMetrics(*step) for step in state["steps"]]
+        return self._restore(newest[0], engine) if newest else Past()
+
+    def go_back(self, engine: Engine, step: int) -> Past:
+        """Put the newest checkpoint of at most `step` steps, or else the oldest, into `engine`; delete those after it.
+
+        Raises: TrainingError: there is none. CheckpointError: as `resume`.
+        """
+        there = self.complete()
+        if not there:
+            raise TrainingError(f"no checkpoint to go back to under {self.folder}")
+        chosen = [folder for folder in there if _step_of(folder) <= step][-1:] or there[:1]
+        engine.gather(None)  # everyone has looked
+        if engine.rank == 0:
+            for newer in there[there.index(chosen[0]) + 1 :]:
+                shutil.rmtree(newer)
+        return self._restore(chosen[0], engine)
+
+    def _restore(self, checkpoint: Path, engine: Engine) -> Past:
+        """Check a checkpoint and put it into `engine`."""
+        self._verify(checkpoint, engine)
+        state = json.loads((checkpoint / "run.json").read_text())
+        self._check_identity(checkpoint, state["identity"])
+        engine.load(checkpoint)
+        self.restore_random_state(engine, state["step"])
+        steps, events = state["steps"], state.get("events", [])
+        return Past(state["step"], tuple(StepMetrics(*step) for step in steps), tuple(map(Event.of, events)))
+
+    def restore_random_state(self, engine: Engine, step: int) -> None:
+        """Undo all drawing on this rank since the checkpoint of `step`."""
+        saved = self.folder / f"step-{step:08d}" / f"rng-{engine.rank}.pt"
+        if saved.exists():  # a rank that there was not before keeps the state of its own seed
+            set_random_state(torch.load(saved, weights_only=True))
 
     def _verify(self, checkpoint: Path, engine: Engine) -> None:
         """Compare every file with the manifest."""
@@ -171,6 +202,11 @@ def _hash_together(engine: Engine, files: list[Path], root: Path) -> dict[str, s
     """sha256 of every file, by name relative to `root`; each rank reads its share."""
     mine = {str(file.relative_to(root)): sha256_file(file) for file in files[engine.rank :: engine.ranks]}
     return {name: digest for part in engine.gather(mine) for name, digest in part.items()}
+
+
+def _step_of(checkpoint: Path) -> int:
+    """Steps that a checkpoint has behind it."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -36,6 +36,33 @@ class LoraConfig(Parameters):
     targets: str | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
 
 
+class StabilityConfig(Parameters):
+    """What counts as a spike, and what is done about it; see `llamax.training.monitors`. Defaults are cautious.
+
+    window: trailing steps by which a step is judged, once there are `fewest`. loss_z, grad_z: robust z-score from which
+    the loss, the logarithm of the gradient norm, is a spike; 0 does not look. rewind: steps from the spike back to the
+    checkpoint at least; 0: the newest. skip_before, skip_after: batches left out beside the one of the spike (PaLM:
+    rewind about 100, 200 to 500 batches skipped). max_rollbacks: after so many the run stops.
+    not_finite: what becomes of a loss or gradient that is no number: the run stops, or it counts as a spike.
+    """
+
+    window: int = Field(128, ge=4)
+    fewest: int = Field(32, ge=4)
+    loss_z: float = Field(8.0, ge=0)
+    grad_z: float = Field(8.0, ge=0)
+    rewind: int = Field(0, ge=0)
+    skip_before: int = Field(0, ge=0)
+    skip_after: int = Field(0, ge=0)
+    max_rollbacks: int = Field(8, ge=0)
+    not_finite: Literal["stop", "skip"] = "stop"
+
+    @model_validator(mode="after")
+    def _window_fills(self) -> Self:
+        if self.fewest > self.window:
+            raise ValueError(f"fewest {self.fewest} must not exceed window {self.window}")
+        return self
+
+
 class TrainConfig(Parameters):
     """One optimisation: how fast, how long, in which pieces, on which engine. Defaults: the original 7B recipe.
 
@@ -44,6 +71,8 @@ class TrainConfig(Parameters):
     warmup_ratio: part of all steps in which the rate rises. grad_clip: largest global L2 norm; 0 leaves it alone.
     checkpoint_every: optimizer steps between checkpoints; 0 writes none.
     deepspeed_json: laid over the JSON that the engine makes for DeepSpeed from all this.
+    z_loss: weight of log(Z)^2 per supervised token in the gradient (PaLM: 1e-4); the loss that is shown is without it.
+    stability: watch for spikes, go back and skip; None does not.
     """
 
     learning_rate: float = Field(2e-5, gt=0)
@@ -69,6 +98,8 @@ class TrainConfig(Parameters):
     seed: int = Field(0, ge=0, lt=2**32)
     checkpoint_every: int = Field(0, ge=0)
     keep_checkpoints: int = Field(2, ge=1)
+    z_loss: float = Field(0.0, ge=0)
+    stability: StabilityConfig | None = None
 
     @model_validator(mode="after")
     def _pieces_fit(self) -> Self:
@@ -90,6 +121,10 @@ class TrainConfig(Parameters):
         for name, owner in ONE_OWNER.items():
             if _has(self.deepspeed_json, name):
                 raise ValueError(f"deepspeed_json: {name} is decided by {owner}; leave it out")
+        reach = (self.keep_checkpoints - 1) * self.checkpoint_every
+        if self.stability and (not self.checkpoint_every or reach < self.stability.rewind):
+            reach = f"{self.keep_checkpoints} of them every {self.checkpoint_every} steps"
+            raise ValueError(f"stability goes back to checkpoints: {reach} do not reach rewind {self.stability.rewind}")
         return self
 
     @property
@@ -108,8 +143,9 @@ def _has(values: Any, name: str) -> bool:
 class Job(Config):
     """A training run that can start in another process: everything by name, nothing by reference.
 
-    model: a spec for `llamax.models.load`. rows: a folder written by `Rows.save`. template: fingerprint of the
-    template the rows were rendered with, stored with the model. out: gets `checkpoints/`, `model/` and the logs.
+    model: a spec for `llamax.models.load`. rows: a folder written by `Rows.save` or `Windows.save`.
+    template: fingerprint of the template the rows were rendered with, stored with the model; None for plain text.
+    out: gets `checkpoints/`, `model/` and the logs.
     port: of the first rank; chosen if not given. hostfile: DeepSpeed's, for several machines.
     """
 
@@ -118,6 +154,6 @@ class Job(Config):
     rows: str
     train: TrainConfig
     out: str
-    template: str
+    template: str | None
     hostfile: str | None = None
     port: int | None = Field(None, ge=1, le=65535)

@@ -30,6 +30,9 @@ class Engine(Protocol):
     def loss_and_backward(self, batch: Batch, scale: float) -> tuple[Tensor, int]:
         """Add the gradient of `scale * sum of losses` over this batch; give (sum of losses, targets) of this rank."""
 
+    def loss(self, batch: Batch) -> float:
+        """Sum of losses over this batch on this rank, without a gradient; every rank calls it."""
+
     def step(self, learning_rate: float) -> tuple[float, float]:
         """Update the weights; give (global gradient norm before clipping, rate that the optimizer used)."""
 
@@ -66,6 +69,11 @@ class TorchEngine:
         loss, targets = self.objective(self.model, _to(batch, self.device))
         (loss * scale).backward()
         return loss.detach(), targets
+
+    @torch.no_grad()
+    def loss(self, batch: Batch) -> float:
+        """See `Engine`."""
+        return self.objective(self.model, _to(batch, self.device))[0].item()
 
     def step(self, learning_rate: float) -> tuple[float, float]:
         """See `Engine`."""
@@ -186,6 +194,11 @@ class DeepSpeedEngine:
         if not self.engine.is_gradient_accumulation_boundary():
             self.engine.step()  # only counts the micro-step
         return loss.detach(), targets
+
+    @torch.no_grad()
+    def loss(self, batch: Batch) -> float:
+        """See `Engine`."""
+        return self.engine(type(batch), *_to(batch, self.engine.device))[0].item()
 
     def step(self, learning_rate: float) -> tuple[float, float]:
         """See `Engine`."""

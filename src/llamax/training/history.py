@@ -23,11 +23,46 @@ class StepMetrics(NamedTuple):
     seconds: float
 
 
+class Event(NamedTuple):
+    """A spike, and what was done about it.
+
+    step: whose loss or gradient norm (`kind`) was `value`, above `threshold`. skipped: first and last step that were
+    left out, the batches of the same numbers with them. back_to: the checkpoint that the run went back to.
+    rows: the worst rows of the batch by name, with their mean loss (nats) under the weights of that checkpoint.
+    """
+
+    step: int
+    kind: str
+    value: float
+    threshold: float
+    skipped: tuple[int, int]
+    back_to: int
+    rows: tuple[tuple[str, float], ...]
+
+    def __str__(self) -> str:
+        (first, last), (row, loss) = self.skipped, self.rows[0]
+        batches = f"batch {first}" if first == last else f"batches {first} to {last}"
+        return (
+            f"step {self.step}: {self.kind} {self.value:.4g} above {self.threshold:.4g}; went back to step "
+            f"{self.back_to} and skips {batches}; the worst row is {row} with loss {loss:.4g}"
+        )
+
+    @classmethod
+    def of(cls, values: list) -> "Event":
+        """The event that was written as a JSON list."""
+        *plain, skipped, back_to, rows = values
+        return cls(*plain, tuple(skipped), back_to, tuple((name, loss) for name, loss in rows))
+
+
 class History(NamedTuple):
-    """All steps of a run, those before a resume included. resumed_from: first step of this process, 0 if fresh."""
+    """All steps of a run, those before a resume included. resumed_from: first step of this process, 0 if fresh.
+
+    events: spikes that the run met, in the order it met them; steps that they skipped are not among `steps`.
+    """
 
     steps: tuple[StepMetrics, ...]
     resumed_from: int = 0
+    events: tuple[Event, ...] = ()
 
     @property
     def losses(self) -> list[float]:
@@ -50,10 +85,11 @@ class History(NamedTuple):
 
     def to_json(self) -> str:
         """Text that `from_json` reads back exactly."""
-        return json.dumps({"resumed_from": self.resumed_from, "steps": self.steps})
+        return json.dumps({"resumed_from": self.resumed_from, "steps": self.steps, "events": self.events})
 
     @classmethod
     def from_json(cls, text: str) -> "History":
         """The history that `to_json` wrote."""
         values = json.loads(text)
-        return cls(tuple(StepMetrics(*step) for step in values["steps"]), values["resumed_from"])
+        steps, events = values["steps"], values.get("events", [])
+        return cls(tuple(StepMetrics(*step) for step in steps), values["resumed_from"], tuple(map(Event.of, events)))

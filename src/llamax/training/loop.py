@@ -7,24 +7,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from llamax.data.packing import Rows, collate_flat, epoch_order
+from llamax.data.packing import epoch_order
 from llamax.errors import TrainingError
 from llamax.training.attention import documents_attention
 from llamax.training.checkpoint import Checkpoints, seed_everything
 from llamax.training.config import TrainConfig
-from llamax.training.engines import make_engine
+from llamax.training.data import TrainingData
+from llamax.training.engines import Engine, make_engine
 from llamax.training.history import History, StepMetrics
-from llamax.training.objectives import Objective, next_token_loss
+from llamax.training.monitors import Guard
+from llamax.training.objectives import Objective, next_token_loss, objective_of
 from llamax.training.schedules import assert_rate_moves, learning_rate
 
 OnStep = Callable[[StepMetrics], None]
+Visit = Callable[[int, int, int, int], np.ndarray]
 
 
 def fit(
     model: nn.Module,
-    rows: Rows,
+    rows: TrainingData,
     config: TrainConfig,
     out: Path | str,
     *,
@@ -45,52 +49,58 @@ def fit(
     steps = count_steps(rows, config)
     assert_adapters(model, config)
     assert_window(model, rows)
-    engine = make_engine(model, objective, config)
+    engine = make_engine(model, objective_of(objective, config), config)
     seed_everything(config.seed + engine.rank)
     checkpoints = Checkpoints(Path(out) / "checkpoints", identity(rows, config, meta), config.keep_checkpoints)
-    done = checkpoints.resume(engine)
-    resumed_from = len(done)
+    resumed_from, *past = checkpoints.resume(engine)
+    done, events = map(list, past)
+    guard = Guard(config, engine, checkpoints, rows, pad_id, done, events)
 
     with documents_attention(model):
-        for step in range(resumed_from, steps):
+        for step in guard.steps(resumed_from, steps):
             began = time.perf_counter()
-            indices = rows_of_step(step, len(rows), config)
-            supervised = rows.supervised(indices)
-            wanted = learning_rate(step, steps, config)
-            while True:  # once; in fp16 until nothing overflows, because a step that DeepSpeed skips has taught nothing
-                batches = [collate_flat(rows, micro, pad_id) for micro in micro_batches(indices, config, engine.rank)]
-                loss_sum = sum(engine.loss_and_backward(batch, scale=1 / supervised)[0] for batch in batches)
+            indices = rows_of_step(step, len(rows), config, rows.visit)
+            supervised, share = rows.supervised(indices), micro_batches(indices, config, engine.rank)
+            wanted, overflowed = learning_rate(step, steps, config), True
+            while overflowed:  # in fp16 more than once: a step that DeepSpeed skips has taught nothing
+                loss = engine.total(gradients(engine, rows, share, supervised, pad_id)) / supervised
+                guard.check_loss(loss, step, share)
                 grad_norm, applied = engine.step(wanted)
-                if not engine.overflowed:
-                    break
-                if engine.rank == 0:
+                overflowed = engine.overflowed
+                if overflowed and engine.rank == 0:
                     print(f"step {step}: a gradient overflowed in fp16: repeated at half the loss scale", flush=True)
-            loss = engine.total(loss_sum) / supervised
             assert_rate_moves(applied, wanted, step)
-            assert_finite(loss, grad_norm, step)
             seconds = time.perf_counter() - began
-            done.append(
-                StepMetrics(step, loss, applied, grad_norm, int(rows.lengths[indices].sum()), supervised, seconds)
-            )
+            metrics = StepMetrics(step, loss, applied, grad_norm, rows.real(indices), supervised, seconds)
+            if guard.goes_back(metrics, share):
+                continue
+            assert_finite(loss, grad_norm, step)
+            done.append(metrics)
             if on_step:
                 on_step(done[-1])
             if config.checkpoint_every and (step + 1) % config.checkpoint_every == 0:
-                checkpoints.save(engine, step + 1, done)
+                checkpoints.save(engine, step + 1, done, events)
 
     model.eval()
     if config.gradient_checkpointing:
         model.gradient_checkpointing_disable()
-    return History(tuple(done), resumed_from)
+    return History(tuple(done), resumed_from, tuple(events))
 
 
-def count_steps(rows: Rows, config: TrainConfig) -> int:
+def gradients(engine: Engine, rows: TrainingData, share: np.ndarray, supervised: int, pad_id: int) -> Tensor:
+    """Backward of this rank's micro-batches `share` of one optimizer step; the sum of their losses, in nats."""
+    losses = [engine.loss_and_backward(rows.collate(micro, pad_id), scale=1 / supervised)[0] for micro in share]
+    return torch.stack(losses).sum()
+
+
+def count_steps(rows: TrainingData, config: TrainConfig) -> int:
     """Optimizer steps of the run; the last batch of an epoch may be smaller but is not dropped.
 
     Raises: TrainingError: there are no rows, or one without a supervised token.
     """
     if not len(rows):
         raise TrainingError("there are no rows to train on")
-    empty = np.flatnonzero(rows.supervised_lengths == 0)
+    empty = rows.without_targets
     if len(empty):
         raise TrainingError(
             f"row {empty[0]} has no supervised token ({len(empty)} such rows): nothing to learn from it"
@@ -99,11 +109,14 @@ def count_steps(rows: Rows, config: TrainConfig) -> int:
     return min(steps, config.max_steps or steps)
 
 
-def rows_of_step(step: int, n_rows: int, config: TrainConfig) -> np.ndarray:
-    """Rows of one optimizer step, at most `batch_size`: a function of the step, so a checkpoint stores no position."""
+def rows_of_step(step: int, n_rows: int, config: TrainConfig, visit: Visit | None = None) -> np.ndarray:
+    """Rows of one optimizer step, at most `batch_size`: a function of the step, so a checkpoint stores no position.
+
+    visit: of the data (`TrainingData.visit`); that of `Rows` when left out.
+    """
     epoch, batch = divmod(step, math.ceil(n_rows / config.batch_size))
-    order = epoch_order(n_rows, config.seed, epoch)
-    return order[batch * config.batch_size : (batch + 1) * config.batch_size]
+    start, stop = batch * config.batch_size, (batch + 1) * config.batch_size
+    return visit(config.seed, epoch, start, stop) if visit else epoch_order(n_rows, config.seed, epoch)[start:stop]
 
 
 def micro_batches(indices: np.ndarray, config: TrainConfig, rank: int) -> np.ndarray:
@@ -116,9 +129,13 @@ def micro_batches(indices: np.ndarray, config: TrainConfig, rank: int) -> np.nda
     return padded.reshape(config.micro_steps, config.ranks, config.micro_batch)[:, rank]
 
 
-def identity(rows: Rows, config: TrainConfig, meta: dict[str, Any] | None) -> dict[str, Any]:
+def identity(rows: TrainingData, config: TrainConfig, meta: dict[str, Any] | None) -> dict[str, Any]:
     """What makes two runs the same computation, to the bit."""
-    train = config.model_dump(mode="json", exclude={"checkpoint_every", "keep_checkpoints"})
+    train = config.model_dump(mode="json")
+    if not config.stability:  # which goes back to checkpoints, so that it matters where they are
+        del train["checkpoint_every"], train["keep_checkpoints"], train["stability"]
+    if not config.z_loss:  # checkpoints of before there was one
+        del train["z_loss"]
     return {"train": train, "rows": rows.fingerprint, "meta": meta or {}}
 
 
@@ -130,9 +147,9 @@ def assert_adapters(model: nn.Module, config: TrainConfig) -> None:
         raise TrainingError(f"the model {has} adapters but the config {asks} for lora: apply_lora goes with it")
 
 
-def assert_window(model: nn.Module, rows: Rows) -> None:
+def assert_window(model: nn.Module, rows: TrainingData) -> None:
     """No document is longer than the positions that the model knows. Raises: TrainingError."""
-    window, longest = model.config.max_position_embeddings, int(np.diff(rows.offsets).max())
+    window, longest = model.config.max_position_embeddings, rows.longest_document
     if longest > window:
         raise TrainingError(f"a document has {longest} tokens, the model's window {window}: rows of at most {window}")
 

@@ -1,5 +1,7 @@
 """AdamW on an fp32 master copy of whatever the model computes in."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -41,7 +43,8 @@ class MasterAdamW:
         for group in self.adam.param_groups:
             group["lr"] = learning_rate
         norm = nn.utils.clip_grad_norm_(self.masters, self.grad_clip).item()
-        self.adam.step()
+        if math.isfinite(norm):  # or every weight would be lost; the caller sees the norm
+            self.adam.step()
         self.adam.zero_grad(set_to_none=True)
         self.publish()
         return norm, self.adam.param_groups[0]["lr"]

@@ -25,6 +25,7 @@ from typing import NamedTuple, NoReturn
 from llamax.errors import LaunchError
 from llamax.files import locate, write_atomic
 from llamax.training.hosts import check_hosts, environment_file
+from llamax.training.srun import srun_command
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 10
@@ -97,6 +98,8 @@ def _command(module: str, job_file: Path, where: Placement) -> list[str]:
     """
     worker = ["--module", "--no_local_rank", module, str(job_file)]
     python, port = [sys.executable, "-m"], where.port or free_port()
+    if where.hostfile and os.environ.get("LLAMAX_LAUNCHER") == "srun":  # a job of Slurm (`runs.task`)
+        return srun_command(where.hostfile, port, worker)
     if where.hostfile:
         runner = ["deepspeed.launcher.runner", "--hostfile", where.hostfile, "--master_port", str(port)]
         return python + runner + worker

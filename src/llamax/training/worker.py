@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from transformers.initialization import no_init_weights
 
-from llamax.data.packing import Rows
 from llamax.errors import TrainingError
 from llamax.files import sweep, write_atomic
 from llamax.models.precision import DTYPES, cast
 from llamax.training.checkpoint import seed_everything
 from llamax.training.config import Job, TrainConfig
+from llamax.training.data import load_data
 from llamax.training.history import History, StepMetrics
 from llamax.training.loop import fit
 from llamax.training.lora import apply_lora, merge_lora
@@ -35,7 +35,7 @@ def run_job(job: Job, *, on_step: Callable[[StepMetrics], None] | None = None) -
     from llamax.training.sharded import load_sharded
 
     config = job.train
-    rows = Rows.load(job.rows)
+    rows = load_data(job.rows)
     if config.zero_stage == 3:
         model, tokenizer = load_sharded(job.model, config, pad_token=job.pad_token)
     else:  # DeepSpeed's masters start from the precision that is loaded

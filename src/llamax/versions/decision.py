@@ -247,15 +247,16 @@ def plan(
     asked, total = said[0].items, said[0].total
     more = _more(found, error, wanted, asked)
     goal = f"tell {found.gain:.2f} from {rule.gain:g} point" if able else f"show a gain of {rule.gain:g} point"
-    words = f"needs {more:,} more items to {goal}"
+    words = f"to {goal}, {more:,} more items are needed"
     if found.gain > rule.gain:
         lucky = _more(found, error, wanted | {"gain": found.gain / 100}, asked)
         words += f" ({lucky:,} if its true gain is the measured {found.gain:.1f})"
     if more <= total - asked:
         return Needs(items=asked + more, more=more, exist=True, words=words)
     samples, help_ = sampling(said, after.table[keep], before.table[keep], after.clusters[keep], found, wanted)
-    left = f"only {total - asked:,} are left" if total > asked else "none are left"
-    return Needs(items=asked + more, more=more, exist=False, samples=samples, words=f"{words}, and {left}; {help_}")
+    left = f"only {total - asked:,} are left" if total > asked else "the benchmark has no more"
+    words += f", but {left}. The {found.items:,} that were asked show gains from {found.detectable:.1f} points on"
+    return Needs(items=asked + more, more=more, exist=False, samples=samples, words=f"{words}. {help_}".rstrip(". "))
 
 
 def _more(found: Comparison, error: float, wanted: dict[str, float], asked: int) -> int:
@@ -276,15 +277,13 @@ def sampling(
     wanted: dict[str, float],
 ) -> tuple[int | None, str]:
     """How many answers per problem would do instead of more items, and in words how far they help."""
-    shows = f"as it is, it shows gains from {found.detectable:.1f} points on"
     if said[0].max_new_tokens is None:  # choices by likelihood: nothing is sampled
-        return None, shows
-    only = "more samples per problem cut the sampling variance only"
+        return None, ""
     if min(new.shape[1], old.shape[1]) < 2 or found.standard_error == 0:
-        return None, f"{shows}; {only}, and these do not tell how much of the variance that is"
+        return None, "More samples per problem would help as far as sampling blurs the gain, which these do not tell"
     parts = sampling_parts(new, old, clusters)
     limit = 100 * parts.floor * errors_shown(found.clusters - 1, wanted["level"], wanted["power"])
     k = needed(parts, **wanted).samples
     if k is None:
-        return None, f"{shows}; {only}: endless ones would show {limit:.1f} points"
-    return k, f"{k:,} samples per problem instead of {min(parts.samples)} would do instead ({only})"
+        return None, f"More samples per problem would not do: even endless ones show gains from {limit:.1f} points on"
+    return k, f"Or ask {k:,} samples per problem instead of {min(parts.samples)}"

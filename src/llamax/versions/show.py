@@ -202,8 +202,10 @@ def verdict_text(verdict: Verdict) -> str:
     if verdict.earlier:
         tries = ", ".join(f"{old.candidate} {old.answer}" for old in verdict.earlier)
         notes.append(f"earlier verdicts of this name, each with a chance of its own to pass by luck: {tries}")
-    legend = f"Points; p(gain≥{point}) rules out, at {verdict.rule.level:.0%} over all rows; shows: the true gain that "
-    legend += "the test of gain≤0 would show with 80% power."
+    level, looks = verdict.rule.level, len(rows) - 1
+    legend = f"Points; shows: the true gain that the test of gain≤0 would show with {verdict.rule.power:.0%} power.\n"
+    legend += f"One row with p(gain≥{point}) below {level:.0%} / {looks} = {level / looks:.4f} rejects: {looks} rows, "
+    legend += "those without leaked items included, are as many chances to reject by luck, which share the level."
     table = aligned(rows, right=set(range(1, 11)))
     return "\n".join([*head, "", table, legend, verdict.statement, "", *notes, verdict.sentence])
 

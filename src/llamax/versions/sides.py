@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from llamax.errors import GateError
+from llamax.runs.keys import few
 from llamax.runs.records import Record
 from llamax.runs.store import UNRECORDED, Store
 from llamax.versions.measured import ITEM_COLUMNS, MODELS, NOTE, Measured, item_set, read_note
@@ -26,9 +27,6 @@ SAME = {
     "contamination": "contamination statuses",
 }
 """Fields of `Measured` that must agree, in the order in which they are looked at, and how a message calls them."""
-
-
-SHOWN = 3  # of what a run is stale by
 
 
 class Side(NamedTuple):
@@ -68,8 +66,7 @@ def read_side(name: str, store: Store, *, stale: bool = False) -> Side:
     if NOTE not in record.notes:
         raise GateError(f"{run} measured no benchmark: the gate compares runs that evaluate models")
     if not stale and (names := store.changed(record)):
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        raise GateError(f"{run} is stale (changed: {', '.join(names[:SHOWN])}{more}): run it again")
+        raise GateError(f"{run} is stale (changed: {few(names)}): run it again")
     measured = read_note(record.notes[NOTE], run)
     if model not in measured and (model or len(measured) != 1):
         fault = f"has no model {model!r}" if model else "evaluated several models"

@@ -184,7 +184,12 @@ def test_one_model_twice_is_refused(files, tmp_path):
     fails(f"model '{name.upper()}' is given twice", make, (name, file), (name.upper(), file))
     copy = tmp_path / "copy.jsonl"
     copy.write_bytes(file.read_bytes())
-    fails(f"copy.jsonl: the answers of '{other}' and of '{name}' are the same file", make, (name, file), (other, copy))
+    said = rf"copy.jsonl: the answers of '{other}' and of '{name}' are the same to all \d+ prompts; give two models"
+    fails(said, make, (name, file), (other, copy))
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    spelt = [json.dumps(dict(reversed(row.items())), indent=None, separators=(" ,", " : ")) for row in reversed(rows)]
+    copy.write_text("\n".join(spelt) + "\n\n")
+    fails(said, make, (name, file), (other, copy))
     fails(r"gone\.jsonl: no such file of answers", make, (name, file), (other, tmp_path / "gone.jsonl"))
     for empty in ("", " "):
         fails("answers of a model without a name; write NAME=FILE", make, (empty, file), (name, copy))

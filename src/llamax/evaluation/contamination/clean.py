@@ -23,7 +23,7 @@ from llamax.errors import DataError, ParameterError
 from llamax.evaluation.contamination.documents import PLAIN, row_number
 from llamax.evaluation.contamination.report import MEASURES, Report, check_free, hits
 from llamax.files import atomic_folder, clear_disk_errors
-from llamax.statistics import Difference, Estimate, mean, wilson
+from llamax.statistics import Difference, Estimate, score, wilson
 
 DEFAULT = "ngram_13_or_question"
 PALM_SHARE = 0.7
@@ -78,9 +78,9 @@ def clean_subset(outcomes: pd.DataFrame, flags: Iterable[str]) -> CleanSubset:
     Args: outcomes: columns item, outcome, and cluster if items depend on each other; answers to the same item are
         averaged.
 
-    The scores have the clustered interval of `mean`, that of the flagged items Wilson's where outcomes are 0 or 1: they
-    are often few and all alike. The difference has Newcombe's interval (1998, method 10) and Fisher's exact p for such
-    outcomes, Welch's otherwise; both take items for independent.
+    The scores have the clustered interval of `score`, that of the flagged items Wilson's where outcomes are 0 or 1:
+    they are often few and all alike. The difference has Newcombe's interval (1998, method 10) and Fisher's exact p for
+    such outcomes, Welch's otherwise; both take items for independent.
 
     Raises: ParameterError: no outcomes, or a flagged item that is not among them.
     """
@@ -94,10 +94,10 @@ def clean_subset(outcomes: pd.DataFrame, flags: Iterable[str]) -> CleanSubset:
         raise ParameterError(f"flagged item {min(foreign)!r} is not among the outcomes; give the flags of their items")
     dirty = values.index.isin(list(flags))
     of = {one: (values[dirty == one].to_numpy(float), clusters[dirty == one].to_numpy()) for one in (True, False)}
-    kept = mean(*of[False]) if len(of[False][0]) else None
+    kept = score(*of[False]) if len(of[False][0]) else None
     difference = _difference(of[True][0], of[False][0])
     return CleanSubset(
-        mean(values.to_numpy(float), clusters.to_numpy()), kept, _few(of[True][0]), difference,
+        score(values.to_numpy(float), clusters.to_numpy()), kept, _few(of[True][0]), difference,
         detectable_difference(of[False][0], len(of[True][0])),
     )  # fmt: skip
 
@@ -109,7 +109,7 @@ def _binary(values: np.ndarray) -> bool:
 def _few(values: np.ndarray) -> Estimate | None:
     if not len(values):
         return None
-    return wilson(int(values.sum()), len(values)) if _binary(values) else mean(values)
+    return wilson(int(values.sum()), len(values)) if _binary(values) else score(values)
 
 
 def _difference(dirty: np.ndarray, clean: np.ndarray) -> Difference | None:

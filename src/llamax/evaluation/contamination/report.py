@@ -33,7 +33,7 @@ class Report(NamedTuple):
         question_tokens, ngrams_8 and hits_8 (its 8-grams and how many of them the data has), ngrams_13, hits_13,
         question (whether the data has the question whole), unspaced (share of its tokens that are single characters of
         a script without blanks), rows (the first few rows of the data that have a 13-gram of it or the question, then
-        those that have an 8-gram).
+        those that have an 8-gram), asks (a number that items of the same text share, in whichever benchmarks).
     rows: every row of the data that shares something with an item: row, ngram_13, ngram_8, question.
     """
 
@@ -108,6 +108,8 @@ def item_table(scan: Scan) -> pd.DataFrame:
     pairs.append(np.stack([asked, scan.first_question[asked]], axis=1))
     weak, strong = pairs[0], np.concatenate(pairs[1:])  # 8-grams; 13-grams and whole questions
     columns["rows"] = _first_rows((strong, weak), count)
+    numbers: dict[tuple[str, str], int] = {}
+    columns["asks"] = [numbers.setdefault((item.text, item.question), len(numbers)) for item in index.items]
     return pd.DataFrame(columns)
 
 
@@ -148,24 +150,35 @@ def measurable(items: pd.DataFrame, measure: str) -> pd.Series:
 
 
 class Line(NamedTuple):
-    """Of a benchmark's `n` items: how many are `long` enough for the measure, and the share with a hit."""
+    """Of `n` items: how many the measure can judge, the others being too short, and the share of these with a hit.
+
+    Benchmarks that ask the same questions have one line together. `share` is None where nothing can be judged.
+    """
 
     benchmark: str
     measure: str
     n: int
-    long: int
+    judged: int
     hits: int
-    share: Estimate
+    share: Estimate | None
+
+    @property
+    def too_short(self) -> int:
+        return self.n - self.judged
 
 
 def summary(report: Report) -> list[Line]:
-    """Hits of every benchmark by every measure, as a share of all its items with Wilson's interval."""
+    """Hits of every benchmark by every measure, as a share of the items that can be judged, with Wilson's interval."""
+    together: dict[tuple[int, ...], list[str]] = {}
+    for benchmark, items in report.items.groupby("benchmark", sort=False):
+        together.setdefault(tuple(sorted(items["asks"])), []).append(benchmark)
     lines = []
-    for benchmark in report.benchmarks:
-        items = report.items[report.items["benchmark"] == benchmark]
+    for names in together.values():
+        items = report.items[report.items["benchmark"] == names[0]]
         for measure in MEASURES:
-            found, long = int(hits(items, measure).sum()), int(measurable(items, measure).sum())
-            lines.append(Line(benchmark, measure, len(items), long, found, wilson(found, len(items))))
+            found, judged = int(hits(items, measure).sum()), int(measurable(items, measure).sum())
+            share = wilson(found, judged) if judged else None
+            lines.append(Line(", ".join(names), measure, len(items), judged, found, share))
     return lines
 
 
@@ -173,10 +186,10 @@ def as_json(report: Report) -> dict[str, Any]:
     """The report as JSON values: what was read, the summary, and every item with a hit."""
     head = {name: getattr(report, name) for name in Report._fields[:7]}
     head["seconds"] = round(report.seconds, 2)
-    lines = [
-        line._asdict() | {"share": line.share.value, "low": line.share.low, "high": line.share.high}
-        for line in summary(report)
-    ]
+    lines = []
+    for line in summary(report):
+        value, low, high = (line.share.value, *line.share[2:4]) if line.share else (None, None, None)
+        lines.append(line._asdict() | {"too_short": line.too_short, "share": value, "low": low, "high": high})
     touched = report.items[report.items["rows"].str.len() > 0]
     return head | {"summary": lines, "items": touched.to_dict(orient="records")}
 
@@ -212,6 +225,7 @@ def read_report(folder: Path | str) -> Report:
         head = json.loads((folder / FILES[0]).read_text())
         items, rows = (pd.read_parquet(folder / name) for name in FILES[1:])
         items["rows"] = [list(map(int, found)) for found in items["rows"]]
+        items["asks"]  # one of an older version has none
         return Report(**{name: head[name] for name in Report._fields[:7]}, items=items, rows=rows)._replace(
             fields=tuple(head["fields"])
         )

@@ -19,11 +19,14 @@ def report_text(report: Report, rule: str = DEFAULT) -> str:
 
 
 def _summary_lines(report: Report) -> list[str]:
-    lines = [("benchmark", "measure", "items", "long enough", "hits", "share %", "95% interval")]
+    lines = [("benchmark", "measure", "items", "too short", "judged", "hits", "% of judged", "95% interval")]
     for line in summary(report):
-        low, high = 100 * line.share.low, 100 * line.share.high
-        share = (f"{100 * line.share.value:.2f}", f"[{low:.2f}, {high:.2f}]")
-        lines.append((line.benchmark, HEADS[line.measure], f"{line.n}", f"{line.long}", f"{line.hits}", *share))
+        share = ("", "")
+        if line.share:
+            low, high = 100 * line.share.low, 100 * line.share.high
+            share = (f"{100 * line.share.value:.2f}", f"[{low:.2f}, {high:.2f}]")
+        counts = (f"{line.n}", f"{line.too_short}", f"{line.judged}", f"{line.hits}")
+        lines.append((line.benchmark, HEADS[line.measure], *counts, *share))
     return aligned(lines)
 
 
@@ -33,10 +36,11 @@ def _item_lines(report: Report, rule: str) -> list[str]:
     if chosen.empty:
         return [f"no item is flagged by {rule}"]
     lines = [("flagged item", *(f"{n}-grams" for n in reversed(SIZES)), "question", "rows")]
-    for row in chosen.to_dict(orient="records"):
+    ids = chosen.groupby("asks")["item"].agg(", ".join)
+    for row in chosen.drop_duplicates("asks").to_dict(orient="records"):
         parts = [_part(row[f"hits_{n}"], row[f"ngrams_{n}"]) for n in reversed(SIZES)]
-        lines.append((row["item"], *parts, "whole" if row["question"] else "", ", ".join(map(str, row["rows"]))))
-    return [f"{len(chosen)} of {len(report.items)} items flagged by {rule}:", *aligned(lines)]
+        lines.append((ids[row["asks"]], *parts, "whole" if row["question"] else "", ", ".join(map(str, row["rows"]))))
+    return [f"{len(ids)} of {report.items['asks'].nunique()} questions flagged by {rule}:", *aligned(lines)]
 
 
 def _part(hits: int, of: int) -> str:
@@ -48,7 +52,10 @@ def _notes(report: Report) -> list[str]:
     return [
         f"note: {name} is written without blanks between words: its tokens are characters, so hits come easier"
         for name in share.index[share > 0.5]
-    ] + [f"items under {SHORTEST} tokens have no measure; under {SIZES[-1]} only the 8-gram and the whole question"]
+    ] + [
+        f"too short to be judged: items under {SHORTEST} tokens, by {SIZES[-1]}-grams under {SIZES[-1]}, and whole "
+        f"questions under {SHORTEST}"
+    ]
 
 
 def scores_text(scores: dict[tuple[str, ...], CleanSubset]) -> str:

@@ -227,6 +227,7 @@ def make_plan(
     wanted = enough or design.raters * design.votes_per_rater // (design.raters_per_prompt * math.comb(len(answers), 2))
     drawn = random.Random(f"{seed}/prompts").sample(pool, min(max(wanted, 1), len(pool)))
     found = {name: read_answers(file, drawn) for name, file in answers}
+    _check_contents(answers, found)
     models = tuple(
         Model(name=name, answers=os.path.relpath(locate(file), folder), sha256=sha256_file(locate(file)))
         for name, file in answers
@@ -254,7 +255,6 @@ def _check_models(answers: Sequence[tuple[str, Path | str]]) -> None:
     """Raise `DataError` unless there are two models or more, all different."""
     if len(answers) < 2:
         raise DataError(f"a comparison needs the answers of two models, found {len(answers)}")
-    files: dict[str, str] = {}
     names: set[str] = set()
     for name, file in answers:
         if not name.strip():
@@ -263,10 +263,15 @@ def _check_models(answers: Sequence[tuple[str, Path | str]]) -> None:
             raise DataError(f"{file}: no such file of answers (of {name!r})")
         if name.casefold() in names:
             raise DataError(f"model {name!r} is given twice; a comparison needs different models")
-        other = files.setdefault(sha256_file(locate(file)), name)
-        if other != name:
-            raise DataError(f"{file}: the answers of {name!r} and of {other!r} are the same file; give two models")
         names.add(name.casefold())
+
+
+def _check_contents(answers: Sequence[tuple[str, Path | str]], found: dict[str, Answers]) -> None:
+    """Raise `DataError` where two models say the same to every prompt, however their files are written."""
+    for (name, file), (other, _) in itertools.combinations(reversed(answers), 2):
+        if found[name] == found[other]:
+            same = f"are the same to all {len(found[name])} prompts"
+            raise DataError(f"{file}: the answers of {name!r} and of {other!r} {same}; give two models")
 
 
 def read_plan(folder: Path | str) -> Plan:
