@@ -125,7 +125,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """
     package = tmp_path / "src" / "llamax"
     (package / "toy").mkdir(parents=True)
-    for name in ("__init__.py", "config.py", "errors.py", "files.py", "cli.py", "runs"):
+    for name in ("__init__.py", "config.py", "errors.py", "files.py", "cli.py", "runs", "training"):
         (package / name).symlink_to(Path(llamax.__file__).parent / name)
     for name, text in SOURCES.items():
         (package / "toy" / name).write_text(text)
