@@ -4,9 +4,9 @@
     LLAMAX_DATA=... python benchmarks/training.py waterfall [--repeats 3]   # from the original's recipe to ours
     LLAMAX_DATA=... python benchmarks/training.py parity                    # loss of the first step in fp32
 
-SmolLM2-135M (in the bf16 that it was published in), 256 Alpaca examples under one template, tokenized beforehand; rows of 2,048 tokens where rows are packed,
-and as many optimizer steps for everybody: packed rows four at a time, padded documents 64 at a time (the original's
-batch). AdamW, cosine schedule, clipping at 1.
+SmolLM2-135M (in the bf16 that it was published in), 256 Alpaca examples under one template, tokenized beforehand; rows
+of 2,048 tokens where rows are packed, and as many optimizer steps for everybody: packed rows four at a time, padded
+documents 64 at a time (the original's batch). AdamW, cosine schedule, clipping at 1.
 
 * **original**: Hugging Face's `Trainer`, each batch padded on the right to its longest, fp32 (its fp16 needs a GPU).
 * **TRL**: `SFTTrainer` packed (best fit decreasing, padding-free) with its chunked loss, under bf16 autocast and in
