@@ -7,6 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+import submitit  # noqa: F401 - before anything that logs: it closes all log handlers there are, pytest's streams too
 from hypothesis import settings
 
 # The same examples every time, and no clock: a busy machine is no failure of a property.

@@ -223,7 +223,10 @@ class TestCommand:
             (["--gpus", "8xV100"], "comes in several sizes: write V100-16GB or V100-32GB"),
             (["--gpus", "8xT4", "--profile", "14b"], "no profile '14b'"),
             (["--gpus", "8xT4", "--direction", "evaluation"], "its section 'evaluation' trains nothing"),
-            (["--gpus", "4xT4"], "trains on 8 ranks but 4xT4-16GB is 4 GPUs: add -p train.ranks=4"),
+            (
+                ["--gpus", "4xT4", "-p", "train.ranks=8"],
+                "trains on 8 ranks but 4xT4-16GB is 4 GPUs: add -p train.ranks=4",
+            ),
             (["--gpus", "8xT4", "--model", "gpt-2"], "model 'gpt-2': no shape of that name"),
             (["--gpus", "8xT4", "--method", "qlora"], "--method qlora: the profile's methods are full, lora"),
             (["--gpus", "8xT4", "--disk", "2"], "--disk '2': write a size with its unit"),

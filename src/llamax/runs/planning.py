@@ -3,6 +3,7 @@
 from typing import Any
 
 from llamax.errors import ParameterError
+from llamax.runs.cluster import Resources, spread
 from llamax.runs.parameters import parse_parameters
 from llamax.training.plan import Hardware, Plan, PlanData, find_shape, plan
 from llamax.training.plan.shapes import Shape
@@ -28,8 +29,14 @@ def plan_profile(
 
     method: `full` or `lora`, the first of the profile's when left out. examples, mean_tokens, tokens: how much data,
     in place of what is known of the profile's source.
+    A rank for each GPU; the micro-batch shrinks if it must, as in `llamax submit`.
     Raises: ParameterError: an unknown profile, parameter, shape; a section without training; ranks that do not match.
     """
+    overrides = overrides or {}
+    if not any(name.split(".")[-1] == "ranks" for name in overrides):
+        overrides, _ = spread(
+            direction, profile, overrides, Resources(nodes=hardware.nodes, gpus_per_node=hardware.per_node)
+        )
     config = parse_parameters(direction, profile, 0, overrides)
     train, data = getattr(config, "train", None), getattr(config, "data", None)
     if train is None or data is None:
