@@ -123,8 +123,13 @@ class TestDevice:
 
     def test_gradients_of_the_torch_engine_grow_through_the_backward_unless_they_accumulate(self):
         one = Setup(engine="torch", micro_batch=4, batch_size=4)
-        found = [device(find_shape("smol"), one, NODE).moments[m]["gradients"] for m in ("loss", "last layer", "embedding")]
+        found = [
+            device(find_shape("smol"), one, NODE).moments[m]["gradients"] for m in ("loss", "last layer", "embedding")
+        ]
         assert found[0] == 0 < found[1] < found[2]
+        moments, shape = device(find_shape("smol"), one, NODE).moments, find_shape("smol")
+        between = moments["first layer"]["gradients"] - moments["last layer"]["gradients"]
+        assert between == 4 * (shape.layers - 1) * shape.layer_parameters
         several = device(find_shape("smol"), one._replace(batch_size=8), NODE)
         assert several.moments["loss"]["gradients"] == 4 * find_shape("smol").parameters
 

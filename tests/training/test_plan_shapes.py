@@ -103,9 +103,9 @@ def test_a_config_that_is_none_is_one_line(tmp_path, content, says):
 
 
 def test_unknown_names_are_answered_with_the_known_ones():
-    with pytest.raises(ParameterError, match="model 'gpt-2': no shape of that name.*llama-7b"):
+    with pytest.raises(ParameterError, match=r"model 'gpt-2': no shape of that name.*llama-7b"):
         find_shape("gpt-2")
-    with pytest.raises(ParameterError, match="lora.targets: 'lm_head' cannot be planned"):
+    with pytest.raises(ParameterError, match=r"lora.targets: 'lm_head' cannot be planned"):
         find_shape("nano").adapters(LoraConfig(targets=("lm_head",)))
 
 

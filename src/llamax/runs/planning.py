@@ -69,8 +69,6 @@ def _data(data: Any, examples: int | None, mean_tokens: float | None, tokens: in
         mean = mean or data.length
         count = max(1, round(tokens / mean))
     if examples is not None and mean is None:
-        raise ParameterError(
-            f"--examples {examples}: say how long they are, --mean-tokens (nothing known of the source)"
-        )
+        raise ParameterError(f"--examples {examples}: say how long they are on average, with --mean-tokens")
     pairs = known.pairs if mean == known.mean_document else None
     return PlanData(data.length, data.packing, count, mean, known.supervised, pairs)
