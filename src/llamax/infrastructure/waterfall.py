@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from llamax.data.packing import Batch, Rows, collate, collate_flat
-from llamax.infrastructure.measure import matmul_rate
+from llamax.infrastructure.measure import fresh, matmul_rate
 from llamax.training.attention import Extents, documents_attention
 from llamax.training.config import TrainConfig
 from llamax.training.engines import make_engine
@@ -91,13 +91,6 @@ WAYS = (
 )
 
 
-def fresh(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of `model` in `dtype`, in training mode."""
-    copy = type(model)(model.config).to(dtype)
-    copy.load_state_dict(model.state_dict())
-    return copy.train()
-
-
 def one_way(
     recipe: Recipe, way: Way, *, steps: int | None = None, on_step: Callable[[float], None] | None = None
 ) -> tuple[nn.Module, Callable[[], list[float]]]:
@@ -111,7 +104,7 @@ def one_way(
     config = TrainConfig(
         learning_rate=recipe.rate, epochs=1, batch_size=size, micro_batch=micro, precision=way.precision
     )
-    model, lay = fresh(recipe.model, torch.float32), collate_flat if way.documents else collate
+    model, lay = fresh(recipe.model), collate_flat if way.documents else collate
     engine, whole = make_engine(model, way.objective, config), -(-len(rows) // size)
 
     def run() -> list[float]:
