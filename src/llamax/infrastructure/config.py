@@ -146,10 +146,11 @@ class InfrastructureConfig(Parameters):
             "max_steps": ranks.steps + 2, "epochs": ranks.steps + 2,
         }  # fmt: skip
         bucket = {"deepspeed_json": {"zero_optimization": {"reduce_bucket_size": BUCKET}}}
-        own = {
-            name: SHARDINGS[name] | (bucket if SHARDINGS[name]["zero_stage"] in (1, 2) else {}) for name in ranks.cases
+        own = {name: SHARDINGS[name] for name in ranks.cases}
+        return {
+            name: TrainConfig(**shared, **changes, **(bucket if changes["zero_stage"] in (1, 2) else {}))
+            for name, changes in own.items()
         }
-        return {name: TrainConfig(**shared, **changes) for name, changes in own.items()}
 
 
 CONFIG = InfrastructureConfig

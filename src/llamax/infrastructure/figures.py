@@ -14,6 +14,11 @@ LABELS = {
     "packed": "packed rows", "bf16": "bf16 over\nfp32 master", "scores": "score matrices\n(short documents)",
     "loss": "loss in the\nlogits' memory",
 }  # fmt: skip
+PARTS = {
+    "elementwise": "norms, activations,\nrotary",
+    "loop": "the loop's own",
+    "model's Python": "Python between\noperations",
+}
 KINDS = {"sweep": ("One process", "o", "#0072B2"), "ranks": ("Several ranks", "s", "#D55E00")}
 
 
@@ -105,18 +110,18 @@ def plan_against_measured(cases: pd.DataFrame) -> Figure:
     """Planned over measured, of peak memory and of a step's time; the band is a tenth off."""
     figure, panels = plt.subplots(1, 2, figsize=(5.5, 2.6))
     memory, times = analysis.throughput(cases), analysis.planned_seconds(cases)
-    for axes, table, x, label in (
-        (panels[0], memory, "memory", "peak memory (MiB)"),
-        (panels[1], times, "measured", "time of a step (s)"),
+    for axes, table, x, label, scale in (
+        (panels[0], memory, "memory", "peak memory (MiB)", "linear"),
+        (panels[1], times, "measured", "time of a step (s)", "log"),
     ):
         both = table[[x, "planned"]].to_numpy()
-        ends = np.array([0.8 * both.min(), 1.25 * both.max()])
+        ends = np.array([0.8 * both.min() if scale == "log" else 0, 1.2 * both.max()])
         axes.plot(ends, ends, color="0.5", linewidth=0.8, zorder=0)
         axes.fill_between(ends, 0.9 * ends, 1.1 * ends, color="0.9", linewidth=0, zorder=0)
         for kind, rows in table.groupby("kind", sort=False):
             name, marker, colour = KINDS[kind]
             axes.plot(rows[x], rows.planned, marker, label=name, color=colour, alpha=0.8)
-        axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
+        axes.set(xscale=scale, yscale=scale, xlim=ends, ylim=ends)
         axes.set(xlabel=f"measured {label}", ylabel=f"planned {label}")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=2)
@@ -129,9 +134,10 @@ def breakdown(parts: pd.DataFrame, loop: pd.DataFrame) -> Figure:
     shares = 100 * analysis.breakdown(parts, loop).sort_values()
     own = analysis.metric("loop", 100 * analysis.overhead(loop), "%")
     figure, axes = plt.subplots(figsize=(3.4, 2.2))
-    error = [(own.high - own.low) / 2 if name == "loop" else 0 for name in shares.index]
-    axes.barh(np.arange(len(shares)), shares, xerr=error, color="#0072B2", alpha=0.6, height=0.62, ecolor="0.2")
-    axes.set_yticks(np.arange(len(shares)), shares.index)
+    axes.barh(np.arange(len(shares)), shares, color="#0072B2", alpha=0.6, height=0.62)
+    error = [[max(0, own.value - own.low)], [max(0, own.high - own.value)]]
+    axes.errorbar(own.value, shares.index.get_loc("loop"), xerr=error, color="0.2", linestyle="")
+    axes.set_yticks(np.arange(len(shares)), [PARTS.get(name, name) for name in shares.index])
     axes.set(xlabel="share of a step (%)")
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x")

@@ -151,7 +151,7 @@ def largest_forward(rows: Rows, config: TrainConfig, step: int = 1) -> tuple[np.
 
 
 def planned(model: nn.Module, rows: Rows, config: TrainConfig) -> tuple[float, str]:
-    """Peak bytes of the second step by the plan, and the moment that decides. On a CPU what is offloaded counts, too."""
+    """Peak bytes of the second step by the plan, and the moment that decides. On a CPU what is offloaded counts."""
     lengths, targets = largest_forward(rows, config)
     tokens = int(lengths.sum())
     shape = shape_of(model.config.to_dict())

@@ -28,7 +28,7 @@ from llamax.training.plan.setup import Setup
 from llamax.training.plan.shapes import shape_of
 from llamax.training.ranks import first_failure, place, run_ranks
 
-RATE_SECONDS = 0.2
+RATE_SECONDS = 0.15
 
 
 class Study:
@@ -97,6 +97,10 @@ class Study:
             self.run.complete()
         return found
 
+    def _rate(self, precision: str) -> float:
+        """Operations per second of a large matrix product, now."""
+        return measure.matmul_rate(DTYPES[precision], seconds=RATE_SECONDS)
+
     # -- the waterfall ------------------------------------------------------------------------------------------------
 
     def _parity(self) -> Iterator[dict]:
@@ -126,18 +130,19 @@ class Study:
         return math.ceil(len(self.recipe.single) / self.recipe.batch)
 
     def _ways(self) -> Iterator[dict]:
-        """Every way, interleaved, with the machine's own rate just before."""
+        """Every way, interleaved, with the machine's own rates around it."""
         single = self.recipe.single
         real, supervised = len(single.tokens), int(single.mask.sum())
         done = operations(self.model, single)
         turns = [(repeat, way) for repeat in range(self.config.waterfall.repeats) for way in WAYS]
         for repeat, way in progress_over(turns, "waterfall"):
             _, run = one_way(self.recipe, way)
-            rates = {name: measure.matmul_rate(DTYPES[name], seconds=RATE_SECONDS) for name in ("fp32", "bf16")}
+            before = {name: self._rate(name) for name in ("fp32", "bf16")}
             start = time.perf_counter()
             losses = run()
             measure.synchronise()
             seconds = time.perf_counter() - start
+            rates = {name: max(rate, self._rate(name)) for name, rate in before.items()}
             yield {
                 "key": way.key, "repeat": repeat, "seconds": seconds, "real": real, "supervised": supervised,
                 "padded": real if way.documents else self._padded(), "flops": done, "rate": rates[way.precision],
@@ -160,8 +165,9 @@ class Study:
         """Row length, micro-batch, packing and checkpointing, one at a time."""
         for name, (length, packed, train) in progress_over(self.config.swept().items(), "one process"):
             rows = self._rows(length, packed)
-            rate = measure.matmul_rate(DTYPES[train.precision], seconds=RATE_SECONDS)
+            before = self._rate(train.precision)
             steps = measure.take_steps(self.model, rows, train, self.pad_id)
+            rate = max(before, self._rate(train.precision))
             yield from self._case("sweep", name, rows, train, steps, rate)
 
     def _sharded(self) -> Iterator[dict]:
@@ -170,8 +176,9 @@ class Study:
         if not cases:
             return
         rows = self._rows(wanted.length, True)
-        rate = measure.matmul_rate(DTYPES[wanted.precision], seconds=RATE_SECONDS)
+        before = self._rate(wanted.precision)
         found = self._on_ranks(cases, rows)
+        rate = max(before, self._rate(wanted.precision))
         for name, train in cases.items():
             first = found[0][name]
             steps = measure.Steps(**first | {"peak": max(one[name]["peak"] for one in found)})

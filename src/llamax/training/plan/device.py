@@ -123,9 +123,14 @@ def _gradients(shape: Shape, setup: Setup, done: float) -> dict[str, float]:
 
 
 def _gathering(shape: Shape, setup: Setup) -> float:
-    """Bytes that ZeRO's reduce takes: gradients waiting beside the bucket, laid end to end to be scattered."""
+    """Bytes that ZeRO's reduce takes: gradients waiting beside the bucket, laid end to end to be scattered.
+
+    ZeRO-1 and 2 reduce the bucket where it lies, which is seen on a CPU; for a GPU the larger size is planned.
+    """
     if not setup.zero_stage:
         return 0
+    if setup.zero_stage < 3 and setup.on_cpu:
+        return states.largest(shape, setup) * setup.element
     waiting = max(states.largest(shape, setup) * setup.element, states.reduce(shape, setup))
     return 2 * waiting + states.gather(shape, setup)
 
