@@ -73,7 +73,7 @@ class TestZero3:
 @pytest.mark.parametrize(("nodes", "per_node"), LAYOUTS)
 class TestZero2:
     def test_on_the_gpu(self, name, nodes, per_node):
-        """Theirs is 2 N + 18 N / W; the 18 are "2_grads_16bit + 4_grads_32bit + 4_params_32bit + 8_optimizer_states"."""
+        """Theirs is 2 N + 18 N / W; 18 is "2_grads_16bit + 4_grads_32bit + 4_params_32bit + 8_optimizer_states"."""
         ranks, n = nodes * per_node, find_shape(name).parameters
         ours = states(find_shape(name), Setup(ranks=ranks, zero_stage=2))
         _, theirs = estimate_zero2_model_states_mem_needs(n, per_node, nodes, False, 1)

@@ -136,11 +136,11 @@ def _gathering(shape: Shape, setup: Setup) -> float:
 
 
 def _embedding(shape: Shape, setup: Setup) -> float:
-    """Bytes of the embedding's gradient while it is made: dense, twice when tied, and its fp32 sum."""
+    """Bytes of the embedding's gradient while it is made: dense; when tied, beside the head's and their sum."""
     if setup.lora:
         return 0
     e = setup.element
-    copies = 2 * e if shape.tied else e
+    made = 3 * e if shape.tied else e
     if setup.zero_stage:
-        return shape.embedding * (copies + e)
-    return shape.embedding * max(copies, (e + FP32) if e < FP32 else FP32)
+        return shape.embedding * max(made, 2 * e)
+    return shape.embedding * max(made, (e + FP32) if e < FP32 else FP32)
