@@ -24,7 +24,9 @@ def cases():
         {"kind": kind, "case": case, "step": step, "seconds": seconds, "real": 100, "supervised": 40, "flops": flops,
          "rate": 100.0, "length": 8, "micro_batch": 1, "peak": 2**20, "planned": planned * 2**20, "at": "loss"}
         for kind, case, seconds, flops, planned in (
-            ("sweep", "base", 1.0, 50.0, 1.0), ("sweep", "length 4", 1.0, 25.0, 1.1), ("ranks", "ZeRO-3", 2.0, 20.0, 0.8),
+            ("sweep", "base", 1.0, 50.0, 1.0),
+            ("sweep", "length 4", 1.0, 25.0, 1.1),
+            ("ranks", "ZeRO-3", 2.0, 20.0, 0.8),
         )
         for step in (0, 1)
     ])  # fmt: skip
