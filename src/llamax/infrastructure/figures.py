@@ -15,9 +15,9 @@ LABELS = {
     "loss": "loss in the\nlogits' memory",
 }  # fmt: skip
 PARTS = {
-    "elementwise": "norms, activations,\nrotary",
+    "elementwise": "norms, activations, rotary",
     "loop": "the loop's own",
-    "model's Python": "Python between\noperations",
+    "model's Python": "Python between operations",
 }
 KINDS = {"sweep": ("One process", "o", "#0072B2"), "ranks": ("Several ranks", "s", "#D55E00")}
 
@@ -133,7 +133,7 @@ def breakdown(parts: pd.DataFrame, loop: pd.DataFrame) -> Figure:
     """Share of a step by kind, in percent; the loop's own with the 95% interval over steps."""
     shares = 100 * analysis.breakdown(parts, loop).sort_values()
     own = analysis.metric("loop", 100 * analysis.overhead(loop), "%")
-    figure, axes = plt.subplots(figsize=(3.4, 2.2))
+    figure, axes = plt.subplots(figsize=(4.2, 2.2))
     axes.barh(np.arange(len(shares)), shares, color="#0072B2", alpha=0.6, height=0.62)
     error = [[max(0, own.value - own.low)], [max(0, own.high - own.value)]]
     axes.errorbar(own.value, shares.index.get_loc("loop"), xerr=error, color="0.2", linestyle="")
