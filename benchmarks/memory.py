@@ -27,7 +27,6 @@ from typing import Any
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1",
                "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}  # fmt: skip
 COMMAND = "python benchmarks/memory.py --write"
-MARK = "llamax: a step is over"
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "infrastructure"
 NANO = {"name": "nano", "hidden": 256, "layers": 3, "heads": 8, "kv_heads": 4, "head_dim": 32, "intermediate": 640,
         "vocab": 2048, "tied": True}  # fmt: skip
@@ -86,7 +85,8 @@ def planned(case: dict) -> tuple[float, str]:
 
     train = case["train"] | {"lora": LoraConfig(**case["train"]["lora"]) if "lora" in case["train"] else None}
     defaults = {"precision": "fp32", "engine": "torch"}
-    setup = Setup(**(defaults | train), length=case["length"], masked=case["documents"] > 1, supervised=0.5)
+    setup = Setup(**(defaults | train), length=case["length"], supervised=0.5)
+    setup = setup._replace(document=case["length"] / case["documents"])
     found = device(Shape(**case["shape"]), setup, Hardware(CPU, 1, setup.ranks))
     return found.peak, found.at
 
@@ -127,44 +127,11 @@ def train(case: dict, on_step: Any = None) -> None:
 def counted(case: dict) -> int:
     """Most bytes that torch's allocator had given out during the second step."""
     import torch
-    from torch._C._profiler import _EventType
-    from torch.profiler import ProfilerActivity, profile, record_function
 
-    def mark(_: Any) -> None:
-        with record_function(MARK):
-            pass
+    from llamax.infrastructure.measure import counted
 
     torch.set_num_threads(1)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        train(case, mark)
-    waiting, blocks, marks = list(profiler.profiler.kineto_results.experimental_event_tree()), [], []
-    while waiting:
-        event = waiting.pop()
-        waiting.extend(event.children)
-        if event.typed[0] == _EventType.Allocation:
-            blocks.append((event.start_time_ns, event.typed[1].ptr, event.typed[1].alloc_size))
-        elif event.name == MARK:
-            marks.append(event.start_time_ns)
-    first, second = sorted(marks)
-    return most(sorted(blocks), first, second)
-
-
-def most(blocks: list[tuple[int, int, int]], first: int, second: int) -> int:
-    """Most bytes alive between two times, of (time, address, bytes given out or, negative, back).
-
-    gloo's threads give blocks back too, which the profiler does not see (a sum of all events drifts by up to a seventh,
-    another amount in every run): an address that is given out again was free.
-    """
-    alive: dict[int, int] = {}
-    now = peak = 0
-    for when, address, size in blocks:
-        now -= alive.pop(address, 0)
-        if size > 0:
-            alive[address] = size
-            now += size
-        if first < when < second:
-            peak = max(peak, now)
-    return peak
+    return counted(lambda on_step: train(case, on_step))
 
 
 def resident(case: dict) -> int:

@@ -27,37 +27,29 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 import datasets
-import numpy as np
 import psutil
 import torch
 import transformers
 import trl
 from torch import nn
-from torch.nn import functional
 from transformers import Trainer, TrainingArguments
 from transformers.utils import logging
 
-from llamax.data.packing import Batch, Rows, build_rows, collate, collate_flat
+from llamax.data.packing import Rows, build_rows, collate_flat
 from llamax.data.sources import read
 from llamax.data.templates import get_template
+from llamax.infrastructure.waterfall import WAYS, Recipe, fresh, matmul_rate, one_way, operations
 from llamax.models.load import load
 from llamax.training import attention
 from llamax.training.config import TrainConfig
-from llamax.training.engines import make_engine
-from llamax.training.loop import fit, micro_batches, rows_of_step
+from llamax.training.loop import fit
 from llamax.training.objectives import next_token_loss
-from llamax.training.plan.compute import flops
-from llamax.training.plan.setup import Setup
-from llamax.training.plan.shapes import shape_of
-from llamax.training.schedules import learning_rate
 
 LENGTH, DOCUMENTS, HELD_OUT, ROWS, BATCH, RATE = 2048, 256, 64, 4, 64, 2e-5
-Objective = Callable[[nn.Module, Batch], tuple[torch.Tensor, int]]
 
 
 class Work(NamedTuple):
@@ -71,9 +63,12 @@ class Work(NamedTuple):
 
     def fresh(self, dtype: torch.dtype) -> nn.Module:
         """A copy of the model in `dtype`."""
-        model = type(self.model)(self.model.config).to(dtype)
-        model.load_state_dict(self.model.state_dict())
-        return model.train()
+        return fresh(self.model, dtype)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The same for the ways of the waterfall."""
+        return Recipe(self.packed, self.single, self.model, self.tokenizer.pad_token_id, ROWS, BATCH, RATE)
 
     @property
     def steps(self) -> int:
@@ -188,94 +183,6 @@ def original_run(work: Work, *, batch: int = BATCH, micro: int = 8) -> tuple[nn.
     return model, run
 
 
-def all_logits(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, int]:
-    """The loss as it is usually written: logits of every position, and the mask afterwards."""
-    logits = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits[:, :-1].float()
-    labels = batch.input_ids.masked_fill(~batch.loss_mask, -100)[:, 1:]
-    loss = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
-    return loss, int(batch.loss_mask.sum())
-
-
-def targets_only(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, int]:
-    """The vocabulary's projection at the positions before targets alone, by torch's own loss."""
-    hidden = model.get_decoder()(
-        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False,
-        documents=attention.Extents.of(batch.position_ids[:1]),
-    ).last_hidden_state.flatten(0, 1)  # fmt: skip
-    targets = batch.loss_mask.flatten().nonzero().squeeze(1)
-    logits = model.get_output_embeddings()(hidden.index_select(0, targets - 1)).float()
-    labels = batch.input_ids.flatten().index_select(0, targets)
-    return functional.cross_entropy(logits, labels, reduction="sum"), len(targets)
-
-
-class Way(NamedTuple):
-    """One bar of the waterfall. `short`: tokens up to which attention uses whole score matrices."""
-
-    name: str
-    objective: Objective
-    rows: str = "single"
-    documents: bool = False
-    precision: str = "fp32"
-    short: int = 0
-
-
-WAYS = (
-    Way("padded, all logits, fp32", all_logits),
-    Way("logits of targets only", targets_only),
-    Way("documents end to end, attention one by one", targets_only, documents=True),
-    Way("packed into rows of 2,048", targets_only, "packed", documents=True),
-    Way("bf16 over an fp32 master", targets_only, "packed", documents=True, precision="bf16"),
-    Way("score matrices of short documents", targets_only, "packed", True, "bf16", attention.SHORT),
-    Way("loss in the logits' memory", next_token_loss, "packed", True, "bf16", attention.SHORT),
-)
-
-
-def one_way(work: Work, way: Way) -> tuple[nn.Module, Callable[[], list[float]]]:
-    """`fit` without its checks, so that a part of it can be taken out."""
-    rows = getattr(work, way.rows)
-    size, micro = (ROWS, 1) if way.rows == "packed" else (BATCH, 8)
-    config = TrainConfig(learning_rate=RATE, epochs=1, batch_size=size, micro_batch=micro, precision=way.precision)
-    model, lay = work.fresh(torch.float32), collate_flat if way.documents else collate
-    engine = make_engine(model, way.objective, config)
-    steps = -(-len(rows) // size)
-
-    def run() -> list[float]:
-        attention.SHORT, was, losses = way.short, attention.SHORT, []
-        with attention.documents_attention(model) if way.documents else nullcontext():
-            for step in range(steps):
-                indices = rows_of_step(step, len(rows), config)
-                scale, total = 1 / rows.supervised(indices), 0.0
-                for micro in micro_batches(indices, config, 0):
-                    if (micro >= 0).any():
-                        batch = lay(rows, micro[micro >= 0], work.tokenizer.pad_token_id)
-                        total += float(engine.loss_and_backward(batch, scale)[0])
-                engine.step(learning_rate(step, steps, config))
-                losses.append(total * scale)
-        attention.SHORT = was
-        return losses
-
-    return model, run
-
-
-def operations(work: Work, rows: Rows) -> float:
-    """Model FLOPs of one epoch over the real tokens."""
-    lengths = np.diff(rows.offsets)
-    setup = Setup(precision="bf16", engine="torch", batch_size=ROWS, length=LENGTH)
-    pairs = (lengths * (lengths + 1) / 2).sum()
-    return flops(shape_of(work.model.config.to_dict()), setup, lengths.sum(), pairs, rows.mask.sum()).model
-
-
-def matmul_rate(dtype: torch.dtype, size: int = 2048, seconds: float = 1.0) -> float:
-    """Operations per second of a square matrix product, the best of several."""
-    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-    best, until = 0.0, time.perf_counter() + seconds
-    while time.perf_counter() < until:
-        start = time.perf_counter()
-        functional.linear(a, b)
-        best = max(best, 2 * size**3 / (time.perf_counter() - start))
-    return best
-
-
 def held_out_loss(work: Work, model: nn.Module) -> float:
     """Nats per supervised token of the examples that nobody was trained on, in fp32."""
     model.float().eval()
@@ -309,7 +216,7 @@ def measure(work: Work, systems: dict[str, Callable], repeats: int) -> dict[str,
 def summary(work: Work, found: dict[str, list[dict]], ours_name: str) -> list[dict]:
     """One row for each system: medians, with the lowest and highest, and our ratio pair by pair."""
     real, supervised = len(work.single.tokens), int(work.single.mask.sum())
-    work_done, table = operations(work, work.single), []
+    work_done, table = operations(work.model, work.single), []
     for name, runs in found.items():
         ratios = [theirs["seconds"] / own["seconds"] for theirs, own in zip(runs, found[ours_name], strict=True)]
         shares = [work_done / run["seconds"] / run["rate"] for run in runs]
@@ -387,7 +294,7 @@ def main() -> None:
                 "TRL packed, pure bf16": lambda: trl_run(work, "pure"),
                 "original recipe": lambda: original_run(work),
             },
-            "waterfall": {way.name: lambda way=way: one_way(work, way) for way in WAYS},
+            "waterfall": {way.name: lambda way=way: one_way(work.recipe, way) for way in WAYS},
         }[arguments.what]
         found = measure(work, systems, arguments.repeats)
         table = summary(work, found, "ours" if arguments.what == "speed" else WAYS[-1].name)

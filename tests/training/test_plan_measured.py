@@ -30,13 +30,6 @@ def test_the_record_is_of_todays_formulas_and_within_a_tenth(benchmark):
         assert abs(row["error"]) <= TOLERANCE, row["case"]
 
 
-def test_an_address_given_out_again_was_free(benchmark):
-    blocks = [(1, 100, 10), (2, 200, 5), (3, 100, 7), (4, 200, -5), (5, 300, 1)]
-    assert benchmark.most(blocks, 0, 9) == 15
-    assert benchmark.most(blocks, 2, 9) == 12  # 7 + 5: the first block had gone unseen
-    assert benchmark.most(blocks, 4, 9) == 8
-
-
 @pytest.mark.slow
 def test_a_step_takes_what_was_planned(benchmark):
     case = next(case for case in benchmark.CASES if case["name"] == "nano, 8x256, fp32")

@@ -5,10 +5,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llamax.models.precision import DTYPES, cast
+from llamax.training import attention, cross_entropy
+from llamax.training.attention import Extents, documents_attention
 from llamax.training.config import LoraConfig, TrainConfig
 from llamax.training.lora import apply_lora
 from llamax.training.plan import PlanData, find_shape, parse_hardware
-from llamax.training.plan.activations import final_norm, layer, logits, stem
+from llamax.training.plan.activations import AT_ONCE, SHORT, final_norm, layer, logits, loss, stem
 from llamax.training.plan.device import CONTEXT, FRAGMENTATION, device
 from llamax.training.plan.hardware import CPU, GIB, Hardware
 from llamax.training.plan.host import disk, host, offloaded, rounding, sub_groups
@@ -22,76 +24,96 @@ NODE = parse_hardware("8xV100-32GB", "300GB")
 
 
 def kept_tensors(shape, setup):
-    """Bytes that a forward of the decoder keeps for its backward, parameters left out: {size: how often}."""
+    """Bytes that a forward of the decoder keeps for its backward, parameters left out."""
     config = LlamaConfig(
         vocab_size=shape.vocab, hidden_size=shape.hidden, intermediate_size=shape.intermediate,
         num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim, attn_implementation=setup.attention,
+        head_dim=shape.head_dim, max_position_embeddings=4096,
     )  # fmt: skip
     model = LlamaForCausalLM(config).train()
     if setup.lora:
         model = apply_lora(model, setup.lora).get_base_model()
     cast(model, DTYPES[setup.precision])
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept = {}
+    kept, alive = {}, []  # alive: an address that is given out a second time would count once
 
     def keep(tensor):
+        alive.append(tensor)
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    half = setup.length // 2
-    positions = torch.arange(setup.length) if not setup.masked else torch.arange(half).repeat(2)
-    ids = torch.zeros(setup.micro_batch, setup.length, dtype=torch.int64)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = model.get_decoder()(ids, position_ids=positions.expand_as(ids), use_cache=False)
+    document = int(setup.mean_document)
+    positions = torch.arange(document).repeat(setup.tokens // document)[None]
+    ids = torch.zeros(1, setup.tokens, dtype=torch.int64)
+    with documents_attention(model), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model.get_decoder()(ids, position_ids=positions, use_cache=False, documents=Extents.of(positions))
     assert output.last_hidden_state.requires_grad
     return sum(kept.values())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("masked", [False, True])
-def test_a_layers_activations_are_what_autograd_keeps(precision, masked):
-    """The difference of a model of three layers and one of one layer, so that all else cancels: equal to the byte."""
-    setup = Setup(precision=precision, micro_batch=2, length=32, masked=masked)
-    shape = TINY if masked else TINY._replace(kv_heads=4)
-    three, one = (kept_tensors(shape._replace(layers=n), setup) for n in (3, 1))
-    assert (three - one) / 2 == layer(shape, setup).total * setup.tokens
+@pytest.mark.parametrize(("length", "documents", "micro_batch"), [(32, 1, 2), (64, 2, 1), (1200, 2, 1), (600, 1, 1)])
+def test_a_layers_activations_are_what_autograd_keeps(precision, length, documents, micro_batch):
+    """The difference of a model of three layers and one of one layer, so that all else cancels: equal to the byte.
+
+    On both sides of the length up to which the scores of a document are kept.
+    """
+    setup = Setup(precision, micro_batch=micro_batch, length=length, document=length / documents, on_cpu=True)
+    three, one = (kept_tensors(TINY._replace(layers=n), setup) for n in (3, 1))
+    assert (three - one) / 2 == layer(TINY, setup).total * setup.tokens
+
+
+def test_what_the_plan_knows_of_attention_and_loss_by_heart_is_so():
+    assert (SHORT, AT_ONCE) == (attention.SHORT, cross_entropy.AT_ONCE)
+
+
+def test_a_gpu_keeps_no_scores_and_nothing_twice():
+    setup = Setup(length=1024, document=100.0)
+    assert layer(TINY, setup).attention == 2 * (2 * TINY.q_width + 2 * TINY.kv_width) + 4 * TINY.heads
+    short, long = (layer(TINY, setup._replace(on_cpu=True, document=n)).attention for n in (512.0, 513.0))
+    assert short == 2 * (2 * TINY.q_width + 2 * TINY.kv_width) + 2 * TINY.heads * 512
+    assert long == layer(TINY, setup).attention + 2 * TINY.q_width
+
+
+def test_a_token_stands_in_a_longer_document_than_the_mean():
+    lengths = [10, 30]
+    pairs = sum(n * (n + 1) / 2 for n in lengths) / 2
+    assert PlanData(64, mean_document=20, pairs=pairs).own_document == sum(n * n for n in lengths) / sum(lengths)
+    assert PlanData(64, mean_document=20).own_document == 20
 
 
 def test_with_lora_frozen_weights_keep_no_input_of_theirs():
-    setup = Setup(precision="fp32", micro_batch=1, length=32, masked=True, lora=LoraConfig(rank=4))
+    setup = Setup(precision="fp32", micro_batch=1, length=32, lora=LoraConfig(rank=4), on_cpu=True)
     three, one = (kept_tensors(TINY._replace(layers=n), setup) for n in (3, 1))
     assert (three - one) / 2 == layer(TINY, setup).total * setup.tokens
     assert layer(TINY, setup).norms < layer(TINY, setup._replace(lora=None)).norms
 
 
-def test_eager_attention_keeps_its_scores():
-    setup = Setup(precision="fp32", micro_batch=1, length=32, masked=True, attention="eager")
-    three, one = (kept_tensors(TINY._replace(layers=n), setup) for n in (3, 1))
-    assert (three - one) / 2 == layer(TINY, setup).total * setup.tokens
-
-
 def test_the_stem_and_the_last_norm_are_the_rest():
-    setup = Setup(precision="fp32", micro_batch=1, length=32, masked=False)
-    shape = TINY._replace(kv_heads=4, layers=1)
+    setup = Setup(precision="fp32", micro_batch=1, length=32, on_cpu=True)
+    shape = TINY._replace(layers=1)
     rest = kept_tensors(shape, setup) - layer(shape, setup).total * setup.tokens
     # autograd keeps the ids for the embedding; positions and the loss mask are the batch's own, 9 bytes a token
     assert rest == (stem(shape, setup) - 9 + final_norm(shape, setup)) * setup.tokens
 
 
-def test_logits_are_those_of_targets_alone():
+def test_logits_are_those_of_targets_alone_and_hold_their_gradient():
     setup = Setup(micro_batch=4, length=100, supervised=0.25)
-    assert logits(TINY, setup) == 12 * 100 * TINY.vocab
+    assert logits(TINY, setup) == 2 * 100 * TINY.vocab
+    assert loss(TINY, setup) == (2 + 4 + 4) * 100 * TINY.vocab
+    assert loss(TINY, setup._replace(precision="fp32")) == (4 + 4) * 100 * TINY.vocab
+    wide = TINY._replace(vocab=10**6)
+    assert loss(wide, setup) - logits(wide, setup) == 2 * 4 * AT_ONCE
 
 
 class TestDevice:
     def test_a_moment_is_the_sum_of_its_terms_and_the_peak_the_largest(self):
         found = device(find_shape("7b"), Setup(ranks=8, zero_stage=3, micro_batch=4), NODE)
         assert found.peak == sum(found.terms.values()) == max(sum(m.values()) for m in found.moments.values())
-        assert set(found.moments) == {"loss", "head", "last layer", "first layer", "first layer's end", "embedding",
-                                      "optimizer step"}  # fmt: skip
+        names = "loss, head, last layer, last layer's attention, first layer, first layer's end, embedding"
+        assert set(found.moments) == {*names.split(", "), "optimizer step"}
 
     def test_reserve_and_context_belong_to_gpus(self):
         setup = Setup(ranks=8, zero_stage=3)

@@ -23,17 +23,21 @@ SHORT = 512
 
 @dataclass(frozen=True, eq=False)  # no tuple: DeepSpeed rebuilds the tuples it finds among arguments
 class Extents:
-    """Where documents lie in a row: the tokens of each, in order, and int32 [documents + 1] where each starts."""
+    """Where documents lie in a row: the tokens of each, in order, and int32 [documents + 1] where each starts.
+
+    short: tokens up to which attention uses whole score matrices on a CPU; `SHORT` if not given.
+    """
 
     lengths: list[int]
     starts: Tensor
+    short: int | None = None
 
     @classmethod
-    def of(cls, position_ids: Tensor) -> "Extents":
+    def of(cls, position_ids: Tensor, short: int | None = None) -> "Extents":
         """Read off positions `[1, tokens]`, which restart at 0 with every document."""
         starts = (position_ids[0] == 0).nonzero().squeeze(1)
         starts = nn.functional.pad(starts, (0, 1), value=position_ids.shape[1]).to(torch.int32)
-        return cls(starts.diff().tolist(), starts)
+        return cls(starts.diff().tolist(), starts, short)
 
 
 def attend(
@@ -55,7 +59,8 @@ def attend(
     """
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout:
         return _varlen(query, key, value, documents, scaling), None
-    runs, found = _runs(documents.lengths, short=0 if dropout or query.is_cuda else SHORT), []
+    short = SHORT if documents.short is None else documents.short
+    runs, found = _runs(documents.lengths, short=0 if dropout or query.is_cuda else short), []
     sizes = [sum(lengths) for _, lengths in runs]
     parts = zip(runs, query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True)
     for (is_short, lengths), q, k, v in parts:

@@ -7,8 +7,9 @@ bytes of an element (4 in fp32, 2 in 16 bit), `h` the width, `f` the MLP's, `q` 
     attention       q and k after rotation, v, the output: e (2q + 2kv); the log of the softmax's sums 4 per head
     MLP             gate, silu(gate), up, silu(gate) * up: 4ef
 
-In fp32 the norm's input is the residual stream itself. With a mask transformers repeats keys and values for every
-query head (kv becomes q), and torch turns the boolean mask into numbers in each layer: e bytes for each earlier token.
+In fp32 the norm's input is the residual stream itself. Attention (`llamax.training.attention`) stays within documents
+and has no mask: on a GPU torch's flash kernel; on a CPU documents of at most `SHORT` tokens keep their softmax weights,
+e for each head and key, in place of the sums, and of several longer ones the output is kept twice (pieces, and joined).
 Frozen weights (LoRA) need no input of theirs; adapters keep theirs and e * rank for each adapted map.
 """
 
@@ -16,6 +17,11 @@ from typing import NamedTuple
 
 from llamax.training.plan.setup import FP32, Setup
 from llamax.training.plan.shapes import Shape, targets
+
+SHORT = 512
+"""Tokens of a document up to which a CPU keeps whole score matrices: `llamax.training.attention.SHORT`."""
+AT_ONCE = 2**22
+"""Logits that the loss turns to fp32 at a time: `llamax.training.cross_entropy.AT_ONCE`."""
 
 
 class Layer(NamedTuple):
@@ -35,14 +41,18 @@ def layer(shape: Shape, setup: Setup) -> Layer:
     """What one layer keeps per token, without gradient checkpointing."""
     e, h = setup.element, shape.hidden
     norms = 2 * (FP32 * h + FP32 + e * h + (0 if setup.lora else e * h))
-    keys = shape.q_width if setup.masked or setup.attention == "eager" else shape.kv_width
-    attention = e * (2 * shape.q_width + 2 * keys)
-    if setup.attention == "eager":
-        # softmax in fp32, and what the product with v reads: the same in fp32, a rounded copy otherwise
-        attention += shape.heads * setup.length * (FP32 if e == FP32 else FP32 + e)
+    attention = e * (2 * shape.q_width + 2 * shape.kv_width)
+    if keeps_scores(setup):
+        attention += e * shape.heads * setup.mean_document
     else:
-        attention += FP32 * shape.heads + (e * setup.length if setup.masked else 0)
+        several = setup.on_cpu and setup.mean_document < setup.tokens
+        attention += FP32 * shape.heads + (e * shape.q_width if several else 0)
     return Layer(norms, attention + _adapters(shape, setup), 4 * e * shape.intermediate)
+
+
+def keeps_scores(setup: Setup) -> bool:
+    """Whether the softmax weights of every document are kept for the backward."""
+    return setup.on_cpu and setup.mean_document <= SHORT
 
 
 def _adapters(shape: Shape, setup: Setup) -> float:
@@ -62,8 +72,8 @@ def kept(shape: Shape, setup: Setup) -> float:
 
 
 def stem(shape: Shape, setup: Setup) -> float:
-    """Bytes per token outside the layers: ids, positions, loss mask, cos and sin, the boolean mask."""
-    return 17 + 2 * setup.element * shape.head_dim + (setup.length if setup.masked else 0)
+    """Bytes per token outside the layers: ids, positions, loss mask, cos and sin."""
+    return 17 + 2 * setup.element * shape.head_dim
 
 
 def final_norm(shape: Shape, setup: Setup) -> float:
@@ -72,8 +82,14 @@ def final_norm(shape: Shape, setup: Setup) -> float:
 
 
 def logits(shape: Shape, setup: Setup) -> float:
-    """Bytes at the loss's backward: the log-probabilities, and the two gradients through them, on targets alone."""
-    return 3 * FP32 * shape.vocab * setup.tokens * setup.supervised
+    """Bytes of the logits, on targets alone, in which the loss leaves their gradient."""
+    return setup.element * shape.vocab * setup.tokens * setup.supervised
+
+
+def loss(shape: Shape, setup: Setup) -> float:
+    """Bytes at the loss: the logits, a part of them in fp32, and as much again for the sum of its exponentials."""
+    part = min(AT_ONCE, shape.vocab * setup.tokens * setup.supervised)
+    return logits(shape, setup) + FP32 * part * (1 if setup.element == FP32 else 2)
 
 
 def mlp_backward(shape: Shape, setup: Setup) -> float:
@@ -82,6 +98,14 @@ def mlp_backward(shape: Shape, setup: Setup) -> float:
     The product itself has gone; its gradient and those of its two factors are there, and that of the residual.
     """
     return setup.element * (shape.hidden + 2 * shape.intermediate)
+
+
+def attention_backward(shape: Shape, setup: Setup) -> float:
+    """Bytes beside what is kept when attention's backward is at its last document: gradients of q, k, v, of the output
+    and of the residual, and where scores are kept, the gradients of that document's weights and scores."""
+    e, n = setup.element, setup.mean_document
+    gradients = e * (2 * shape.q_width + 2 * shape.kv_width + shape.hidden) * setup.tokens
+    return gradients + (2 * e * shape.heads * n * n if keeps_scores(setup) else 0)
 
 
 def recomputed(shape: Shape, setup: Setup) -> float:

@@ -1,8 +1,8 @@
 """Peak memory of one device, moment by moment of a step. No torch.
 
-A step's largest moment is one of six: the loss's backward; the backward of a layer's MLP, of the last layer (all
-activations are there) or of the first (all gradients are); the end of that first layer; the embedding's backward; the
-optimizer step. Each is a sum of named terms, so the plan says which one decides.
+A step's largest moment is one of these: the loss; its head's backward; the backward of a layer's MLP, of the last layer
+(all activations are there) or of the first (all gradients are); the last layer's attention; the end of the first layer;
+the embedding's backward; the optimizer step. Each is a sum of named terms, so the plan says which one decides.
 """
 
 from typing import NamedTuple
@@ -34,6 +34,7 @@ class Device(NamedTuple):
 def device(shape: Shape, setup: Setup, hardware: Hardware) -> Device:
     """Memory of one device. On a machine without GPU there is neither a context nor a reserve."""
     on_cpu = hardware.gpu.name == "CPU"
+    setup = setup._replace(on_cpu=on_cpu)
     always = _always(shape, setup)
     found = {}
     for name, terms in {**_backward(shape, setup), "optimizer step": _step(shape, setup, on_cpu)}.items():
@@ -69,7 +70,7 @@ def _step(shape: Shape, setup: Setup, on_cpu: bool) -> dict[str, float]:
 
 
 def _backward(shape: Shape, setup: Setup) -> dict[str, dict[str, float]]:
-    """Terms of the five moments of the backward. Frozen weights (LoRA) have no gradients to wait for."""
+    """Terms of the moments of the backward. Frozen weights (LoRA) have no gradients to wait for."""
     n, h, e, layers = setup.tokens, shape.hidden, setup.element, shape.layers
     keep, this, stem = (f(shape, setup) * n for f in (activations.kept, activations.recomputed, activations.stem))
     mlp = activations.layer(shape, setup).mlp * n
@@ -95,11 +96,13 @@ def _backward(shape: Shape, setup: Setup) -> dict[str, dict[str, float]]:
     norm = activations.final_norm(shape, setup) * n + targets * h * e
     first, last = at_layer(held, 0), at_layer(held, layers - 1)
     backward = this + activations.mlp_backward(shape, setup) * n
-    end = this - mlp - 2 * activations.layer(shape, setup).norms * 0 + 3 * e * h * n
+    attention = this - mlp + activations.attention_backward(shape, setup)
+    end = this - mlp + 3 * e * h * n
     return {
-        "loss": at(keep * layers + norm, activations.logits(shape, setup), 0, 0, 0),
-        "head": at(keep * layers + norm, e * targets * shape.vocab, 0, behind, e * embedding),
+        "loss": at(keep * layers + norm, activations.loss(shape, setup), 0, 0, 0),
+        "head": at(keep * layers + norm, activations.logits(shape, setup), 0, behind, e * embedding),
         "last layer": at(keep * last, 0, backward, behind + mlp_n / 3, waiting + e * matrix),
+        "last layer's attention": at(keep * last, 0, attention, behind + mlp_n, waiting + e * matrix),
         "first layer": at(keep * first, 0, backward, behind + (layers - 1) * layer_n + mlp_n / 3, waiting + e * matrix),
         "first layer's end": at(keep * first, 0, end, behind + layers * layer_n, waiting + e * matrix),
         "embedding": at(0, 0, e * h * n, behind + layers * layer_n, _embedding(shape, setup)),
@@ -120,9 +123,14 @@ def _gradients(shape: Shape, setup: Setup, done: float) -> dict[str, float]:
 
 
 def _gathering(shape: Shape, setup: Setup) -> float:
-    """Bytes that ZeRO's reduce takes: gradients waiting beside the bucket, laid end to end to be scattered."""
+    """Bytes that ZeRO's reduce takes: gradients waiting beside the bucket, laid end to end to be scattered.
+
+    ZeRO-1 and 2 reduce the bucket where it lies, which is seen on a CPU; for a GPU the larger size is planned.
+    """
     if not setup.zero_stage:
         return 0
+    if setup.zero_stage < 3 and setup.on_cpu:
+        return states.largest(shape, setup) * setup.element
     waiting = max(states.largest(shape, setup) * setup.element, states.reduce(shape, setup))
     return 2 * waiting + states.gather(shape, setup)
 

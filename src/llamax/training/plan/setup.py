@@ -30,6 +30,13 @@ class PlanData(NamedTuple):
         return self.documents * self.mean_document if known else None
 
     @property
+    def own_document(self) -> float | None:
+        """Tokens of the document that a token stands in, on average: longer ones have more of the tokens."""
+        if self.pairs is None or not self.mean_document:
+            return self.mean_document
+        return 2 * self.pairs / self.mean_document - 1
+
+    @property
     def documents_per_row(self) -> float:
         """Documents that lie in one row, on average."""
         return max(1.0, self.length / self.mean_document) if self.packing and self.mean_document else 1.0
@@ -38,8 +45,9 @@ class PlanData(NamedTuple):
 class Setup(NamedTuple):
     """A run. Fields are those of `TrainConfig`, and of the data; `micro_steps` is the gradient accumulation.
 
-    masked: rows hold several documents, so attention gets a mask. supervised: largest share of targets in a forward.
-    buckets: ZeRO's sizes that `deepspeed_json` sets. attention: 'sdpa' (fused kernels, no matrix of scores) or 'eager'.
+    document: tokens of the document that a token stands in, on average (rows are one document where it is not given).
+    supervised: largest share of targets in a forward. buckets: ZeRO's sizes that `deepspeed_json` sets.
+    on_cpu: attention is the CPU's, which keeps the scores of short documents; `plan.device` sets it.
     pinned_rounding: torch gives pinned host memory in powers of two, unless told not to (`verdict.ROUNDING_OFF`).
     """
 
@@ -54,9 +62,9 @@ class Setup(NamedTuple):
     offload_parameters: bool = False
     lora: LoraConfig | None = None
     length: int = 2048
-    masked: bool = True
+    document: float | None = None
     supervised: float = 1.0
-    attention: str = "sdpa"
+    on_cpu: bool = False
     pinned_rounding: bool = True
     epochs: int = 1
     max_steps: int | None = None
@@ -71,7 +79,7 @@ class Setup(NamedTuple):
         Rows that are not packed may be all answer, so their memory is planned for a share of 1.
         """
         fields = {name: getattr(train, name) for name in cls._fields if hasattr(train, name)}
-        fields |= {"length": data.length, "masked": data.packing}
+        fields |= {"length": data.length, "document": data.own_document}
         fields |= {"supervised": data.supervised if data.packing else 1.0}
         zero = getattr(train, "deepspeed_json", {}).get("zero_optimization", {})
         fields |= {"buckets": tuple((name, int(zero[name])) for name in zero_buckets(1) if name in zero)}
@@ -95,6 +103,11 @@ class Setup(NamedTuple):
     def tokens(self) -> int:
         """Tokens of one forward on one rank, at most."""
         return self.micro_batch * self.length
+
+    @property
+    def mean_document(self) -> float:
+        """Tokens of the document that a token stands in, on average; at most the row."""
+        return min(self.length, self.document or self.length)
 
     @property
     def shards(self) -> int:

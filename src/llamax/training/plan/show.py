@@ -33,7 +33,7 @@ def settings(setup: Setup) -> str:
     parts += [f"{offloaded(setup)} offloaded"] if offloaded(setup) else []
     parts += ["gradient checkpointing"] if setup.gradient_checkpointing else ["no gradient checkpointing"]
     parts += [f"LoRA rank {setup.lora.rank}"] if setup.lora else []
-    return ", ".join([*parts, f"{setup.attention} attention"])
+    return ", ".join(parts)
 
 
 def _memory(needs: Needs, plan: Plan) -> list[str]:

@@ -84,11 +84,11 @@ def gather(shape: Shape, setup: Setup) -> float:
 
 
 def reduce(shape: Shape, setup: Setup) -> float:
-    """Bytes of the buckets in which gradients wait to be reduced: two under ZeRO-1 and 2, which overlap on a GPU."""
+    """Bytes of the buckets in which gradients wait to be reduced: two under ZeRO-1 and 2 on a GPU."""
     if not setup.zero_stage:
         return 0
     if setup.zero_stage < 3:
-        return setup.element * 2 * dict(setup.buckets).get("reduce_bucket_size", REDUCE_BUCKET)
+        return setup.element * (1 if setup.on_cpu else 2) * dict(setup.buckets).get("reduce_bucket_size", REDUCE_BUCKET)
     return setup.element * setup.bucket("reduce_bucket_size", shape.hidden)
 
 
