@@ -45,3 +45,11 @@ def test_no_targets_is_nothing_and_a_second_backward_is_refused():
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_fp16_keeps_what_only_the_loss_scale_would_show():
+    """A probability of 1e-9 is nothing in fp16; times a loss scale of 2**16 it is 6.5e-5, which fp16 has."""
+    logits = torch.tensor([[0.0, -20.7, 0.0]], dtype=torch.float16, requires_grad=True)
+    (cross_entropy(logits * 1, torch.tensor([0])).sum() * 2**16).backward()
+    expected = 2**16 * torch.softmax(torch.tensor([0.0, -20.7, 0.0]), 0)[1]
+    assert logits.grad[0, 1].item() == pytest.approx(expected.item(), rel=0.02)

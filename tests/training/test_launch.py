@@ -11,6 +11,7 @@ import textwrap
 
 import psutil
 import pytest
+from filelock import FileLock
 from training_cases import new_config, new_rows
 
 from llamax.errors import LaunchError
@@ -202,3 +203,11 @@ def test_a_rank_that_is_done_ends_well_whatever_its_threads_do(tmp_path):
     environment = os.environ | {"RANK": "1", "WORLD_SIZE": "2"}
     done = subprocess.run([sys.executable, "-c", text], env=environment, cwd=tmp_path, capture_output=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, b"rank 1 of 2"), done.stderr.decode()
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path, tiny_model, tiny_tokenizer):
+    job = new_job(tmp_path, tiny_model, tiny_tokenizer)
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / "train.lock"), pytest.raises(LaunchError, match="another process trains there"):
+        train(job)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["train.lock"]

@@ -13,7 +13,7 @@ from llamax.data.packing import Documents
 from llamax.errors import ParameterError, TrainingError
 from llamax.training.config import LoraConfig, TrainConfig
 from llamax.training.engines import make_engine
-from llamax.training.loop import count_steps, fit, micro_batches, rows_of_step
+from llamax.training.loop import assert_plain_head, count_steps, fit, micro_batches, rows_of_step
 from llamax.training.lora import apply_lora
 from llamax.training.objectives import next_token_loss
 from llamax.training.schedules import learning_rate
@@ -167,3 +167,13 @@ def test_a_document_longer_than_the_window_is_an_error(tmp_path):
     packed.add(0, list(range(3, 73)), [False] + [True] * 69)
     with pytest.raises(TrainingError, match="a document has 70 tokens, the model's window 64"):
         fit(new_model(), packed.rows(packing=True), new_config(), tmp_path, pad_id=PAD)
+
+
+@pytest.mark.parametrize("name", ["final_logit_softcapping", "logit_scale", "logits_scaling"])
+def test_a_model_that_changes_its_logits_is_refused(tmp_path, name):
+    model = new_model()
+    setattr(model.config, name, 1.0)
+    assert_plain_head(model)
+    setattr(model.config, name, 0.5)
+    with pytest.raises(TrainingError, match=f"changes its logits .{name}."):
+        fit(model, new_rows(), new_config(), tmp_path, pad_id=PAD)

@@ -73,7 +73,7 @@ def test_what_is_a_spike():
 
     assert judged(3.2, 1.2) is None and judged(0.5, 0.01) is None  # low is no spike
     assert judged(4.5, 1.0) == "loss" and judged(3.0, 30.0) == "grad_norm"
-    assert judged(4.5, 30.0, StabilityConfig(loss_z=0, grad_z=0)) is None
+    assert judged(4.5, 30.0, StabilityConfig(loss_z=0, grad_z=0, not_finite="skip")) is None
     assert judged(4.5, 30.0, before=before[:31]) is None  # too few to judge by
     assert judged(math.nan, 1.0, before=[]) == "loss" and judged(1.0, math.inf, before=[]) == "grad_norm"
     _, value, threshold = monitors.find_spike(StepMetrics(40, 4.5, 1e-3, 1, 1, 1, 1), before, config)
@@ -234,3 +234,16 @@ class TestPlanted:
             rows = rows_of_steps(windows[0], config, [event.step])
             assert sorted(name for name, _ in event.rows) == sorted(map(windows[0].name, rows))
             assert min(loss for _, loss in event.rows) > event.threshold
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"loss_z": 0, "grad_z": 0}, "watch nothing"),
+        ({"rewind": 2, "skip_before": 3}, "skip_before 3 must not exceed rewind 2"),
+        ({"fewest": 9, "window": 8}, "fewest 9 must not exceed window 8"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(values, says):
+    with pytest.raises(ParameterError, match=says):
+        StabilityConfig.parse(values)

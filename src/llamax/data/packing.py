@@ -366,12 +366,12 @@ def plain_text_rows(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *,
 
 
 class Batch(NamedTuple):
-    """Rows side by side, padded on the right to the longest: `[batch, seq]` each.
+    """Rows end to end, `[1, tokens]` each (training), or side by side, padded on the right, `[batch, seq]` (scoring).
 
     Pass `input_ids` and `position_ids` to the model with `use_cache=False` and no attention mask: with a cache,
     transformers (5.23, `masking_utils._preprocess_mask_arguments`) no longer looks for documents in the positions, and
-    they would see each other. Attention must be eager, sdpa or flex; flash attention finds the documents in batches of
-    one row only (`modeling_flash_attention_utils._is_packed_sequence`).
+    they would see each other. Attention must be `training.attention`'s, eager, sdpa or flex; flash attention finds the
+    documents in batches of one row only (`modeling_flash_attention_utils._is_packed_sequence`).
     """
 
     input_ids: torch.Tensor  # int64

@@ -60,6 +60,10 @@ class StabilityConfig(Parameters):
     def _window_fills(self) -> Self:
         if self.fewest > self.window:
             raise ValueError(f"fewest {self.fewest} must not exceed window {self.window}")
+        if not self.loss_z and not self.grad_z and self.not_finite == "stop":
+            raise ValueError("loss_z 0 and grad_z 0 watch nothing: leave stability out, or set one of them")
+        if self.skip_before > self.rewind:
+            raise ValueError(f"skip_before {self.skip_before} must not exceed rewind {self.rewind}")
         return self
 
 

@@ -14,8 +14,10 @@ def cross_entropy(logits: Tensor, targets: Tensor, z_loss: float = 0.0) -> Tenso
     Their memory takes the gradient, `softmax - one-hot`, rounded to their precision, so that beside them only
     `AT_ONCE` numbers are held. What made them must not need them for its own backward pass; a linear layer does not.
 
+    fp16 logits are turned to fp32 first: small differences from the one-hot would be lost before the loss scale comes.
     z_loss: adds the gradient of `z_loss * log(Z)^2`, which is `2 * z_loss * log(Z) * softmax`, but not the value.
     """
+    logits = logits.float() if logits.dtype == torch.float16 else logits
     return _CrossEntropy.apply(logits, targets, z_loss)
 
 

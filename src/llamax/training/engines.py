@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from llamax.data.packing import Batch
+from llamax.errors import TrainingError
 from llamax.models.precision import DTYPES, cast
 from llamax.training.buckets import zero_buckets
 from llamax.training.config import TrainConfig
@@ -205,7 +206,15 @@ class DeepSpeedEngine:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         norm = self._unmanaged_norm()
-        self.engine.step()
+        try:
+            self.engine.step()
+        except Exception as error:
+            if "loss scale" not in str(error):
+                raise
+            raise TrainingError(
+                f"fp16: gradients overflow at the smallest loss scale ({error}): the run has diverged; "
+                "lower the learning rate"
+            ) from None
         rate = self.engine.basic_optimizer.param_groups[0]["lr"]
         if not self.engine.was_step_applied():  # DeepSpeed skips a step of infinite gradients in silence, and the norm
             self.overflowed = self.config.precision == "fp16"  # it then tells is an earlier step's

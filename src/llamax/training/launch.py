@@ -1,9 +1,12 @@
 """Start a training job where it belongs, in this process or on ranks of its own. Needs no torch itself."""
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from llamax.errors import LaunchError
 from llamax.files import write_atomic
@@ -16,12 +19,31 @@ OnStep = Callable[[StepMetrics], None]
 
 
 def train(job: Job, *, on_step: OnStep | None = None) -> History:
-    """Run a job where it belongs: engine `torch` in this process, `deepspeed` on ranks of its own."""
-    if job.train.engine == "deepspeed":
-        return launch(job, on_step=on_step)
-    from llamax.training.worker import run_job
+    """Run a job where it belongs: engine `torch` in this process, `deepspeed` on ranks of its own.
 
-    return run_job(job, on_step=on_step)
+    Raises: LaunchError: another process trains into the same folder.
+    """
+    with _alone_in(Path(job.out)):
+        if job.train.engine == "deepspeed":
+            return launch(job, on_step=on_step)
+        from llamax.training.worker import run_job
+
+        return run_job(job, on_step=on_step)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold `folder`: two trainings in one would delete each other's half-written checkpoints. Raises: LaunchError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "train.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise LaunchError(f"{folder}: another process trains there; wait for it, or choose another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def launch(job: Job, *, on_step: OnStep | None = None) -> History:

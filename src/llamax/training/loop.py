@@ -49,6 +49,7 @@ def fit(
     steps = count_steps(rows, config)
     assert_adapters(model, config)
     assert_window(model, rows)
+    assert_plain_head(model)
     engine = make_engine(model, objective_of(objective, config), config)
     seed_everything(config.seed + engine.rank)
     checkpoints = Checkpoints(Path(out) / "checkpoints", identity(rows, config, meta), config.keep_checkpoints)
@@ -66,7 +67,7 @@ def fit(
                 loss = engine.total(gradients(engine, rows, share, supervised, pad_id)) / supervised
                 guard.check_loss(loss, step, share)
                 grad_norm, applied = engine.step(wanted)
-                overflowed = engine.overflowed
+                overflowed = engine.overflowed and math.isfinite(loss)  # else no loss scale helps
                 if overflowed and engine.rank == 0:
                     print(f"step {step}: a gradient overflowed in fp16: repeated at half the loss scale", flush=True)
             assert_rate_moves(applied, wanted, step)
@@ -152,6 +153,16 @@ def assert_window(model: nn.Module, rows: TrainingData) -> None:
     window, longest = model.config.max_position_embeddings, rows.longest_document
     if longest > window:
         raise TrainingError(f"a document has {longest} tokens, the model's window {window}: rows of at most {window}")
+
+
+def assert_plain_head(model: nn.Module) -> None:
+    """The logits are the head's product and nothing more, as the objective takes them. Raises: TrainingError."""
+    scaled = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+    found = [name for name in scaled if getattr(model.config, name, None) not in (None, 1, 1.0)]
+    if found:
+        raise TrainingError(
+            f"{type(model).__name__} changes its logits ({found[0]}), which the loss here does not know"
+        )
 
 
 def assert_finite(loss: float, grad_norm: float, step: int) -> None:

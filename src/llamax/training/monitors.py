@@ -37,9 +37,8 @@ def robust_z(value: float, before: Sequence[float], least_spread: float) -> floa
     """
     if not math.isfinite(value):
         return math.inf
-    median = float(np.median(before))
-    spread = MAD_TO_SIGMA * float(np.median(np.abs(np.asarray(before) - median)))
-    return (value - median) / max(spread, least_spread)
+    median, spread = _location(before, least_spread)
+    return (value - median) / spread
 
 
 def find_spike(metrics: StepMetrics, before: Sequence[StepMetrics], config: StabilityConfig) -> tuple | None:
@@ -66,9 +65,14 @@ def find_spike(metrics: StepMetrics, before: Sequence[StepMetrics], config: Stab
 
 def _threshold(before: Sequence[float], least_spread: float, z: float) -> float:
     """The value whose robust z-score is `z`."""
+    median, spread = _location(before, least_spread)
+    return median + z * spread
+
+
+def _location(before: Sequence[float], least_spread: float) -> tuple[float, float]:
+    """Median, and a standard deviation by the MAD, at least `least_spread`."""
     median = float(np.median(before))
-    spread = MAD_TO_SIGMA * float(np.median(np.abs(np.asarray(before) - median)))
-    return median + z * max(spread, least_spread)
+    return median, max(MAD_TO_SIGMA * float(np.median(np.abs(np.asarray(before) - median))), least_spread)
 
 
 class Guard:

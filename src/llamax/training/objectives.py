@@ -43,7 +43,7 @@ def next_token_loss(model: nn.Module, batch: Batch, z_loss: float = 0.0) -> tupl
 
 
 def objective_of(objective: Objective, config: TrainConfig) -> Objective:
-    """The objective with what the config adds to it. Raises: TypeError: it has no z-loss."""
+    """The objective with what the config adds to it; one without a z-loss fails when it is first called."""
     return partial(objective, z_loss=config.z_loss) if config.z_loss else objective
 
 
