@@ -14,6 +14,7 @@ from llamax.data.stream import Windows, open_shards
 from llamax.data.world.text import pretraining_texts
 from llamax.errors import ParameterError, TrainingError
 from llamax.training import monitors
+from llamax.training.attention import documents_attention
 from llamax.training.config import StabilityConfig, TrainConfig
 from llamax.training.history import History, StepMetrics
 from llamax.training.loop import fit
@@ -215,7 +216,7 @@ class TestPlanted:
         training, held_out = windows
         data = Planted(training, rows_of_steps(training, config, noise), tokens=(5, 2048))
         history = fit(model, data, config, out, pad_id=2)
-        with torch.no_grad():
+        with documents_attention(model), torch.no_grad():
             loss, targets = next_token_loss(model, held_out.collate(range(len(held_out)), 2))
         return loss.item() / targets, history
 
