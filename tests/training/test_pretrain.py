@@ -65,7 +65,9 @@ def test_killed_in_an_epoch_the_same_command_goes_on_to_the_bit(place, trained):
     code = "import sys; from llamax.cli import app; app(sys.argv[1:])"
     out = place / "cut"
     command = [sys.executable, "-c", code, "pretrain", "run", str(place / "run.yaml"), "--out", str(out)]
-    with subprocess.Popen(command, env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
         while not (out / "checkpoints" / "step-00000010").exists():
             assert process.poll() is None
             time.sleep(0.01)
