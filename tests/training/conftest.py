@@ -4,7 +4,7 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread():
     """One torch thread in this process, as in the ranks that the tests start."""
     before = torch.get_num_threads()
