@@ -446,7 +446,10 @@ def data_shards(
     split: Annotated[str, typer.Option(help="a document of a .txt is a: file, paragraph, line")] = "file",
     shard_tokens: Annotated[int, typer.Option(help="tokens of a shard", min=2)] = 1 << 26,
 ) -> None:
-    """Tokenize text into shards to pre-train on; what is finished is not made again."""
+    """Tokenize text into shards to pre-train on; what is finished and whole is not made again.
+
+    An input counts as unchanged by its size, time of change and first and last MiB.
+    """
     from llamax.data.shards import shard_files
     from llamax.models.load import load_tokenizer
     from llamax.training.pretrain import text_files

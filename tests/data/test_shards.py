@@ -153,7 +153,7 @@ def test_a_folder_of_other_shards_is_refused(tmp_path, tiny_tokenizer):
     with pytest.raises(DataError, match="something else: shard_tokens was 100, is 200"):
         shard_files([tmp_path / "a.txt"], tiny_tokenizer, tmp_path / "s", shard_tokens=200)
     (tmp_path / "a.txt").write_text("other text")
-    with pytest.raises(DataError, match="something else: inputs was"):
+    with pytest.raises(DataError, match=r"something else: input 1, a\.txt, had 9 bytes, has 10"):
         shard_files([tmp_path / "a.txt"], tiny_tokenizer, tmp_path / "s", shard_tokens=100)
 
 
@@ -168,7 +168,8 @@ def test_two_at_once_in_one_folder_are_refused(tmp_path, tiny_tokenizer):
     ("name", "content", "said"),
     [
         ("a.jsonl", '{"text": "a"}\n{"txt": "b"}\n', r"line 2: no text in the field 'text'; it has: txt"),
-        ("a.jsonl", '{"text": "a"}\n{"text": 7}\n', r"line 2: no text in the field 'text'"),
+        ("a.jsonl", '{"text": "a"}\n{"text": 7}\n', r"line 2: no text in the field 'text': it is a number$"),
+        ("a.jsonl", '{"text": null}\n', r"line 1: no text in the field 'text': it is null$"),
         ("a.jsonl", '{"text": "a"}\nnot json\n', r"line 2 .*is not JSON"),
         ("a.jsonl", "", r"the inputs hold no text"),
         ("a.txt", b"\xff\xfe", r"not UTF-8"),
@@ -210,6 +211,101 @@ def test_damaged_and_unfinished_shards_are_named(tmp_path, texts, tiny_tokenizer
         open_shards(tmp_path)
     with pytest.raises(DataError, match="no shards here; make them"):
         open_shards(tmp_path / "nowhere")
+
+
+def _flip(file):
+    content = bytearray(file.read_bytes())
+    content[7] ^= 1
+    file.write_bytes(content)
+
+
+def _cut_short(file):
+    file.write_bytes(file.read_bytes()[:-2])
+
+
+DAMAGES = {
+    "flipped": ("tokens-00001.bin", _flip, 1),
+    "short": ("tokens-00001.bin", _cut_short, 1),
+    "gone": ("tokens-00000.bin", lambda file: file.unlink(), 1),
+    "offsets": ("documents-00002.bin", _flip, 1),
+    "manifest": (MANIFEST, lambda file: file.write_text("{"), 0),
+    "no manifest": (MANIFEST, lambda file: file.unlink(), 0),
+    "other manifest": (
+        MANIFEST,
+        lambda file: file.write_text(file.read_text().replace('"pieces": ', '"pieces": 1')),
+        0,
+    ),
+    "receipt": ("shard-00000.json", lambda file: file.write_text("{"), 0),
+    "no receipt": ("shard-00001.json", lambda file: file.unlink(), 0),
+    "plan": ("plan.json", lambda file: file.write_text("{"), 0),
+    "checked": (".checked.json", lambda file: file.write_text("["), 0),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_only_what_is_damaged_is_made_again(tmp_path, texts, tiny_tokenizer, monkeypatch, name):
+    monkeypatch.setattr("llamax.data.shards.PIECE", 200)  # so that shards end within documents
+    args = {"name": "x", "shard_tokens": 300}
+    report = shard_texts(texts, tiny_tokenizer, tmp_path, **args)
+    shard_texts(texts, tiny_tokenizer, tmp_path, **args)
+    before = {file.name: file.read_bytes() for file in tmp_path.glob("*.*") if file.name != ".checked.json"}
+    file, damage, made = DAMAGES[name]
+    damage(tmp_path / file)
+    times = {file.name: file.stat().st_mtime_ns for file in tmp_path.glob("tokens-*")}
+    assert shard_texts(texts, tiny_tokenizer, tmp_path, **args) == report._replace(made=made)
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    same = [name for name, time in times.items() if (tmp_path / name).stat().st_mtime_ns == time]
+    assert len(same) == report.shards - made
+    open_shards(tmp_path)
+
+
+def test_several_damaged_shards_of_unfinished_work(tmp_path, texts, tiny_tokenizer):
+    report = shard_texts(texts, tiny_tokenizer, tmp_path, name="x", shard_tokens=300)
+    before = {file.name: file.read_bytes() for file in tmp_path.glob("*.*")}
+    last = report.shards - 1
+    for file in (MANIFEST, f"shard-{last:05d}.json", "tokens-00002.bin", "tokens-00000.bin"):
+        (tmp_path / file).unlink()
+    assert shard_texts(texts, tiny_tokenizer, tmp_path, name="x", shard_tokens=300) == report._replace(made=3)
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+
+
+def test_what_cannot_be_repaired_is_said(tmp_path, texts, tiny_tokenizer):
+    shard_texts(texts, tiny_tokenizer, tmp_path, name="x", shard_tokens=300)
+    (tmp_path / "tokens-00001.bin").unlink()
+    with pytest.raises(DataError, match="shard 1 comes out as another one now; delete the folder"):
+        shard_texts([text + "!" for text in texts], tiny_tokenizer, tmp_path, name="x", shard_tokens=300)
+    for file in ("plan.json", MANIFEST):
+        (tmp_path / file).write_text("{")
+    with pytest.raises(DataError, match=r"plan\.json: damaged or missing"):
+        shard_texts(texts, tiny_tokenizer, tmp_path, name="x", shard_tokens=300)
+
+
+def test_an_input_changed_in_its_middle_is_noticed_and_named(tmp_path, tiny_tokenizer, monkeypatch):
+    monkeypatch.setattr("llamax.data.shards.ENDS", 2)
+    files = [tmp_path / f"{name}.txt" for name in "abcd"]
+    for file in files:
+        file.write_text("some text")
+    shard_files(files, tiny_tokenizer, tmp_path / "s")
+    time = files[2].stat().st_mtime_ns
+    files[2].write_text("some fext")
+    os.utime(files[2], ns=(time, time + 10**9))
+    with pytest.raises(DataError, match=r"else: input 3, c\.txt, has been changed since \(still 9 bytes\)"):
+        shard_files(files, tiny_tokenizer, tmp_path / "s")
+    with pytest.raises(DataError, match=r"else: input 3 was c\.txt, is d\.txt"):
+        shard_files([*files[:2], files[3]], tiny_tokenizer, tmp_path / "s")
+    with pytest.raises(DataError, match=r"else: input 3 was c\.txt, is not there"):
+        shard_files(files[:2], tiny_tokenizer, tmp_path / "s")
+    long = "a" * 200
+    shard_texts(["a"], tiny_tokenizer, tmp_path / "t", name=long + "1")
+    with pytest.raises(DataError, match=r"inputs was \.\.\.a{40}1, is \.\.\.a{40}2"):
+        shard_texts(["a"], tiny_tokenizer, tmp_path / "t", name=long + "2")
+
+
+def test_a_refused_attempt_does_not_stand_in_the_way_of_its_correction(tmp_path, tiny_tokenizer):
+    (tmp_path / "a.jsonl").write_text('{"text": "a b"}\n')
+    with pytest.raises(DataError, match="no text in the field 'txt'"):
+        shard_files([tmp_path / "a.jsonl"], tiny_tokenizer, tmp_path / "s", field="txt")
+    assert shard_files([tmp_path / "a.jsonl"], tiny_tokenizer, tmp_path / "s").documents == 1
 
 
 def test_large_vocabularies_take_four_bytes(tmp_path, tiny_tokenizer):

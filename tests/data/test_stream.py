@@ -165,8 +165,10 @@ def test_what_cannot_be_mixed_is_said(tmp_path, folders, tiny_tokenizer):
         windows(folders, 2)
     with pytest.raises(DataError, match="no shards to train on"):
         Windows.over([], 32)
-    with pytest.raises(DataError, match="weight 0"):
-        open_shards(folders[0], 0)
+    for weight in (0, -1, math.nan, math.inf, 1e30):
+        with pytest.raises(DataError, match=r"weight .* should be above 0 and at most 1,000,000"):
+            open_shards(folders[0], weight)
+    assert len(Windows.over([open_shards(folders[0], 1e6)], 32)) > 1e6
     (tmp_path / "mixture.json").write_text("{")
     with pytest.raises(DataError, match="no mixture of shards here"):
         load_data(tmp_path)

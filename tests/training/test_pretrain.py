@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from llamax.cli import app
 from llamax.data.world.text import pretraining_texts
-from llamax.errors import DataError, LlamaxError, ModelError, ParameterError
+from llamax.errors import CheckpointError, DataError, LlamaxError, ModelError, ParameterError
 from llamax.training.pretrain import PretrainConfig, prepare, with_length
 from llamax.training.pretrain_command import read_config
 
@@ -86,7 +86,7 @@ def test_a_model_is_trained_on(place, trained, tmp_path):
     assert " in 17 shards (17 made now)" in said and "(0 made now)" in llamax(
         "data", "shards", place / "b.jsonl", "--out", shards, "--tokenizer", "nano", "--shard-tokens", 2000
     )
-    options = ["--model", trained / "model", "--data", f"{shards}=0.5", "-p", "length=32", "-p", "train.epochs=1"]
+    options = ["--model", trained / "model", "--data", f"{shards}=0.5", "-p", "length=32"]
     more = [word for name, value in TRAIN.items() for word in ("-p", f"train.{name}={value}")]
     llamax("pretrain", "run", *options, *more, "--tokens", 32 * 4 * 3, "--out", tmp_path / "on")
     on, before = weights(tmp_path / "on"), weights(trained)
@@ -119,6 +119,14 @@ def test_options_go_before_the_file_and_overrides_before_both(place):
         ({"dat": []}, ParameterError, "did you mean 'data'"),
         ({"model": "nowhere/at/all"}, ModelError, "no such file or folder"),
         ({"tokens": 3}, ParameterError, "fewer than one step"),
+        ({"data": ["a.txt=1e30"]}, ParameterError, "data.0.weight' = 1e\\+30: .* less than or equal to 1000000"),
+        ({"data": ["a.txt=-1"]}, ParameterError, "data.0.weight' = -1.0: .* greater than 0"),
+        ({"data": ["a.txt=0"]}, ParameterError, "data.0.weight' = 0.0: .* greater than 0"),
+        ({"data": ["a.txt=nan"]}, ParameterError, "data.0.weight' = nan: .* finite"),
+        ({"train": TRAIN | {"max_steps": 5}}, ParameterError, "tokens 3072 and train.max_steps 5: both say how long"),
+        ({"train": TRAIN | {"epochs": 1}}, ParameterError, "tokens 3072 and train.epochs 1: both say how long"),
+        ({"length": 65}, ParameterError, "length 65 is more than the model's window of 64: -p length=64"),
+        ({"train": 5}, ParameterError, "'train' = 5"),
     ],
 )
 def test_bad_parameters_are_said(place, tmp_path, changes, error, said):
@@ -127,6 +135,7 @@ def test_bad_parameters_are_said(place, tmp_path, changes, error, said):
     with pytest.raises(error, match=said) as found:
         prepare(read_config(tmp_path / "run.yaml", {}, {}), tmp_path / "out")
     assert "\n" not in str(found.value) and isinstance(found.value, LlamaxError)
+    assert not (tmp_path / "out" / "initial").exists() and not (tmp_path / "out" / "data").exists()
 
 
 def test_what_does_not_belong_together_is_said(place, trained, tmp_path, tiny_tokenizer):
@@ -137,10 +146,45 @@ def test_what_does_not_belong_together_is_said(place, trained, tmp_path, tiny_to
     shards = next((trained / "shards").iterdir())
     other = {"tokenizer": str(tmp_path / "tiny"), "data": [{"path": str(shards)}]}
     with pytest.raises(DataError, match="made with another tokenizer"):
-        prepare(PretrainConfig.parse(config.model_dump() | other), tmp_path / "out")
+        prepare(PretrainConfig.parse(config.model_dump(exclude_unset=True) | other), tmp_path / "out")
     (tmp_path / "config.json").write_text(json.dumps(SHAPE | {"vocab_size": 100}))
     with pytest.raises(ModelError, match="vocab_size 100, but the tokenizer has 2048 tokens"):
         prepare(config.model_copy(update={"model": str(tmp_path / "config.json")}), tmp_path / "small")
     (tmp_path / "run.yaml").write_text("- a\n")
     with pytest.raises(ParameterError, match="should be a mapping"):
         read_config(tmp_path / "run.yaml", {}, {})
+
+
+def test_other_data_are_refused_before_anything_is_written_again(place, trained):
+    config = read_config(place / "run.yaml", {}, {})
+    kept = {file: file.read_bytes() for file in (trained / "data" / "mixture.json", trained / "model" / "config.json")}
+    for change in ({"length": 16}, {"data": config.data[:1]}):
+        with pytest.raises(CheckpointError, match=r"step-\d{8} belongs to another run: of other data"):
+            prepare(config.model_copy(update=change), trained)
+    assert all(file.read_bytes() == content for file, content in kept.items())
+    assert prepare(config, trained).rows == str(trained / "data")
+
+
+def test_rows_longer_than_the_window_of_a_model_to_go_on_from_are_refused_first(place, trained, tmp_path):
+    config = read_config(None, {"model": str(trained / "model"), "data": [str(place / "a.txt")]}, {})
+    with pytest.raises(ParameterError, match="length 2048 is more than the model's window of 64: -p length=64"):
+        prepare(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_overrides_are_those_of_run(place):
+    found = read_config(place / "run.yaml", {}, {"train.lora.rank": 4, "warmup_ratio": 0.5}).train
+    assert (found.lora.rank, found.lora.alpha, found.warmup_ratio, found.batch_size) == (4, 32, 0.5, 4)
+    with pytest.raises(ParameterError, match=r"unknown parameter 'train\.sed': did you mean 'train\.seed'"):
+        read_config(place / "run.yaml", {}, {"train.sed": 4})
+    options = {"model": "nano", "data": ["a.txt"]}
+    assert read_config(None, options, {}).train.epochs == 1
+    assert read_config(None, options, {"train.epochs": 2}).train.epochs == 2
+
+
+def test_a_key_that_deepspeed_would_ignore_is_said_before_anything_is_made(place, tmp_path):
+    overrides = {"engine": "deepspeed", "deepspeed_json": {"zero_optimisation": {"stage": 3}}}
+    words = [word for name, value in overrides.items() for word in ("-p", f"train.{name}={json.dumps(value)}")]
+    with pytest.raises(ParameterError, match="'zero_optimisation' and would ignore it: did you mean"):
+        llamax("pretrain", "run", place / "run.yaml", "--out", tmp_path / "out", *words)
+    assert not (tmp_path / "out").exists()

@@ -11,7 +11,11 @@ Memory is bounded by a batch of pieces (and by a row, line or paragraph where th
 whole), not by the corpus. A shard ends with the piece of text that fills it; a document cut there goes on in the next
 shard, which repeats the last token, so that every token but a document's first is predicted once (as
 `packing.Documents` does). Killed at any moment, the work goes on after the last receipt: the inputs are read past, and
-nothing that is finished is tokenized again.
+nothing that is finished is tokenized again. What is finished is compared with its receipt (once, until it changes),
+and only a shard that is damaged or missing is made again.
+
+An input is known again by its name, size, time of change and both ends: one that was only touched or copied without
+its time counts as another.
 """
 
 import array
@@ -19,7 +23,9 @@ import contextlib
 import hashlib
 import json
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -30,8 +36,8 @@ from transformers import PreTrainedTokenizerBase
 from llamax.data.encode import encode_continuations, encode_texts
 from llamax.data.formats import RowError
 from llamax.data.readers import clear_read_errors, file_rows, open_text
-from llamax.errors import DataError
-from llamax.files import clear_disk_errors, sha256_json, write_atomic
+from llamax.errors import DataError, DiskFullError
+from llamax.files import clear_disk_errors, sha256_file, sha256_json, write_atomic
 from llamax.progress import Progress
 
 FORMAT = 1
@@ -41,6 +47,8 @@ BATCH = 1 << 22  # characters tokenized in one call; the tokenizer spreads them 
 PIECES_AT_ONCE = 4096
 ENDS = 1 << 20  # bytes at either end of an input by which it is known again
 MANIFEST = "shards.json"
+CHECKED = ".checked.json"
+KINDS = {type(None): "null", bool: "true or false", int: "a number", float: "a number", list: "a list"}
 
 Split = Literal["file", "paragraph", "line"]
 
@@ -151,9 +159,16 @@ def _fields(path: Path, field: str) -> Iterator[Piece]:
             raise DataError(f"{path}: {place} {row}")
         text = row.get(field) if isinstance(row, dict) else None
         if not isinstance(text, str):
-            there = ", ".join(map(str, row))[:100] if isinstance(row, dict) else type(row).__name__
-            raise DataError(f"{path}: {place}: no text in the field {field!r}; it has: {there or 'nothing'}")
+            raise DataError(f"{path}: {place}: no text in the field {field!r}{_instead(row, field)}")
         yield from _cut(text, 0)
+
+
+def _instead(row: Any, field: str) -> str:
+    """What a row without a text has."""
+    if isinstance(row, dict) and field in row:
+        return f": it is {KINDS.get(type(row[field]), 'an object')}"
+    there = ", ".join(map(str, row))[:100] if isinstance(row, dict) else type(row).__name__
+    return f"; it has: {there or 'nothing'}"
 
 
 def _plain(path: Path, split: Split) -> Iterator[Piece]:
@@ -203,13 +218,13 @@ def _cut(text: str, start: int) -> Iterator[Piece]:
 
 
 def _mark(path: Path) -> list[Any]:
-    """Name, size and sha256 of both ends of an input: a corpus is not read twice only to know it again."""
-    size, digest = path.stat().st_size, hashlib.sha256()
+    """Name, size, time of change (ns) and sha256 of both ends of an input: it is not read twice only to know it."""
+    size, changed, digest = path.stat().st_size, path.stat().st_mtime_ns, hashlib.sha256()
     with open(path, "rb") as file:
         digest.update(file.read(ENDS))
         file.seek(max(0, size - ENDS))
         digest.update(file.read(ENDS))
-    return [path.name, size, digest.hexdigest()]
+    return [path.name, size, changed, digest.hexdigest()]
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -230,27 +245,34 @@ def _write(
     shard_tokens: int,
     total: int,
 ) -> ShardReport:
-    """Make the shards that are not there yet, then the manifest."""
+    """Make the shards that are not there yet or are damaged, then the manifest."""
     if shard_tokens < 2:
         raise DataError(f"shard_tokens {shard_tokens}: a shard takes at least 2 tokens")
     dtype = "<u2" if len(tokenizer) <= 1 << 16 else "<u4"
     plan = {"format": FORMAT, **inputs, "tokenizer": tokenizer_hash(tokenizer), "vocabulary": len(tokenizer)}
-    plan |= {"dtype": dtype, "shard_tokens": shard_tokens}
+    plan = json.loads(json.dumps(plan | {"dtype": dtype, "shard_tokens": shard_tokens}))
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder), clear_disk_errors(folder):
         _same_plan(folder, plan)
-        receipts = read_receipts(folder)
-        before = len(receipts)
-        if not (folder / MANIFEST).exists():
+        receipts, complete = _finished(folder, plan)
+        bad = _damaged_shards(folder, receipts, np.dtype(dtype).itemsize)
+        made: list[Receipt] = []
+        if bad or not complete:
             with Progress(total or 1, "tokenize", shown=total > 0) as bar:
-                receipts += _make(pieces, receipts, tokenizer, folder, plan, bar)
+                missing = [*bad] if complete else [*bad, None]
+                made = _make_missing(pieces, receipts, missing, tokenizer, folder, plan, bar)
+        receipts += made[len(bad) :]
+        for number, receipt in enumerate(receipts):
+            if _read_receipt(folder, number) != receipt:
+                write_atomic(folder / f"shard-{number:05d}.json", json.dumps(receipt._asdict()))
+        if not complete:
             if not sum(receipt.documents for receipt in receipts):
                 raise DataError(f"{folder}: the inputs hold no text")
             manifest = {"plan": plan, "shards": [receipt._asdict() for receipt in receipts]}
             write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     documents = sum(r.documents for r in receipts) - sum(r.open for r in receipts)
     tokens, empty = sum(r.tokens for r in receipts), sum(r.empty for r in receipts)
-    return ShardReport(len(receipts), documents, tokens, empty, len(receipts) - before)
+    return ShardReport(len(receipts), documents, tokens, empty, len(made))
 
 
 @contextlib.contextmanager
@@ -265,24 +287,129 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _same_plan(folder: Path, plan: dict[str, Any]) -> None:
-    """Write the plan, or compare it with the one that is there."""
+    """Write the plan, or compare it with the one that is there (damaged: with the manifest's) if it has shards."""
     file = folder / "plan.json"
-    if not file.exists():
-        write_atomic(file, json.dumps(plan, indent=1) + "\n")
-        return
-    before, now = json.loads(file.read_text()), json.loads(json.dumps(plan))
-    changed = [key for key in before | now if before.get(key) != now.get(key)]
+    begun = (folder / MANIFEST).exists() or any(folder.glob("shard-*.json"))
+    before = _read_object(file) or _read_object(folder / MANIFEST).get("plan")
+    if begun and not isinstance(before, dict):
+        raise DataError(f"{file}: damaged or missing, so nobody knows what these shards are of; delete {folder}")
+    changed = [key for key in before | plan if before.get(key) != plan.get(key)] if begun else []
     if changed:
-        shown = f"{changed[0]} was {str(before.get(changed[0]))[:80]}, is {str(now.get(changed[0]))[:80]}"
+        shown = _difference(changed[0], before.get(changed[0]), plan.get(changed[0]))
         raise DataError(f"{folder}: holds shards of something else: {shown}; choose another folder or delete it")
+    if _read_object(file) != plan:
+        write_atomic(file, json.dumps(plan, indent=1) + "\n")
+
+
+def _difference(key: str, before: Any, now: Any) -> str:
+    """Where two values of a plan differ, in words."""
+    if key == "inputs" and isinstance(before, list) and isinstance(now, list):
+        place, old, new = next((i, *pair) for i, pair in enumerate(zip_longest(before, now), 1) if pair[0] != pair[1])
+        if not old or not new or old[0] != new[0]:
+            return f"input {place} was {old[0] if old else 'not there'}, is {new[0] if new else 'not there'}"
+        same = f"has been changed since (still {new[1]:,} bytes)"
+        return f"input {place}, {new[0]}, " + (f"had {old[1]:,} bytes, has {new[1]:,}" if old[1] != new[1] else same)
+    old, new = str(before), str(now)
+    start = max(0, next((i for i, (a, b) in enumerate(zip_longest(old, new)) if a != b), 0) - 40)
+    dots = "..." if start else ""
+    return f"{key} was {dots}{old[start : start + 80]}, is {dots}{new[start : start + 80]}"
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    """A JSON object; an empty one if it is missing or damaged."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _receipt(value: Any) -> Receipt | None:
+    """A receipt from JSON; None if it is none."""
+    try:
+        found = Receipt(**value)
+    except TypeError:
+        return None
+    return found if all(type(n) is int for n in found[:4]) and isinstance(found.sha256, dict) else None
+
+
+def _read_receipt(folder: Path, number: int) -> Receipt | None:
+    """The receipt of a shard; None if it is missing or damaged."""
+    return _receipt(_read_object(folder / f"shard-{number:05d}.json"))
 
 
 def read_receipts(folder: Path) -> list[Receipt]:
-    """Receipts of the finished shards, in order, up to the first that is missing."""
+    """Receipts of the finished shards, in order, up to the first that is missing or damaged."""
     receipts: list[Receipt] = []
-    while (file := folder / f"shard-{len(receipts):05d}.json").exists():
-        receipts.append(Receipt(**json.loads(file.read_text())))
+    while receipt := _read_receipt(folder, len(receipts)):
+        receipts.append(receipt)
     return receipts
+
+
+def _finished(folder: Path, plan: dict[str, Any]) -> tuple[list[Receipt], bool]:
+    """Receipts, in order, from their files or else the manifest; whether the manifest says that they are all."""
+    manifest = _read_object(folder / MANIFEST)
+    rows = manifest.get("shards") if manifest.get("plan") == plan else None
+    listed = [_receipt(row) for row in rows] if isinstance(rows, list) else []
+    receipts: list[Receipt] = []
+    while receipt := _read_receipt(folder, len(receipts)) or next(iter(listed[len(receipts) :]), None):
+        receipts.append(receipt)
+    return receipts, bool(receipts) and receipts == listed
+
+
+def _damaged_shards(folder: Path, receipts: list[Receipt], itemsize: int) -> list[int]:
+    """Numbers of the shards whose files are not what their receipt says."""
+    bad = damaged(folder, {name: digest for receipt in receipts for name, digest in receipt.sha256.items()})
+    found = []
+    for number, receipt in enumerate(receipts):
+        sizes = {f"tokens-{number:05d}.bin": receipt.tokens * itemsize}
+        sizes[f"documents-{number:05d}.bin"] = (receipt.documents + 1) * 8
+        whole = receipt.sha256.keys() == sizes.keys() and not bad & sizes.keys()
+        if not whole or any((folder / name).stat().st_size != size for name, size in sizes.items()):
+            found.append(number)
+    return found
+
+
+def damaged(folder: Path, digests: dict[str, str]) -> set[str]:
+    """Names of files that are missing or have another sha256; read are those that changed since that was last done.
+
+    What was compared is noted beside the shards by size and time of change, where that can be written.
+    """
+    known = _read_object(folder / CHECKED)
+    stamps: dict[str, list] = {}
+    for name, digest in digests.items():
+        file = folder / name
+        if file.is_file():
+            stamp = [digest, file.stat().st_size, file.stat().st_mtime_ns]
+            if known.get(name) == stamp or sha256_file(file) == digest:
+                stamps[name] = stamp
+    if stamps != known:
+        with contextlib.suppress(OSError, DiskFullError):
+            write_atomic(folder / CHECKED, json.dumps(stamps))
+    return digests.keys() - stamps.keys()
+
+
+def _make_missing(
+    pieces: Iterator[Piece],
+    receipts: list[Receipt],
+    missing: Sequence[int | None],
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    plan: dict[str, Any],
+    bar: Progress,
+) -> list[Receipt]:
+    """Make these shards of `receipts` again, and for None all after them; give the receipts of what was made."""
+    made: list[Receipt] = []
+    read = 0
+    for number in missing:
+        done, wanted = receipts[:number], None if number is None else receipts[number]
+        start = sum(receipt.pieces for receipt in done)
+        deque(islice(pieces, start - read), maxlen=0)
+        part = pieces if wanted is None else islice(pieces, wanted.pieces)
+        read = start + (wanted.pieces if wanted else 0)
+        made += _make(part, done, tokenizer, folder, plan, bar, wanted)
+    bar.reach(bar.total)
+    return made
 
 
 def _make(
@@ -292,22 +419,20 @@ def _make(
     folder: Path,
     plan: dict[str, Any],
     bar: Progress,
+    wanted: Receipt | None = None,
 ) -> list[Receipt]:
-    """Write the shards after those of `done`; give their receipts."""
+    """Write the shards after those of `done`; give their receipts. wanted: what the only one has to be."""
     made: list[Receipt] = []
-    for _ in range(sum(receipt.pieces for receipt in done)):
-        next(pieces, None)
     carry = _last_token(folder, len(done) - 1, plan["dtype"]) if done and done[-1].open else None
     shard = _Shard(folder, len(done), plan["dtype"], carry)
     for piece, ids in _encoded(pieces, tokenizer):
         if ids and shard.tokens >= plan["shard_tokens"]:
-            made.append(shard.close())
+            made.append(shard.close(wanted))
             carry = shard.last if made[-1].open else None
             shard = _Shard(folder, len(done) + len(made), plan["dtype"], carry)
         shard.add(piece, ids, tokenizer.bos_token_id, tokenizer.eos_token_id)
         bar.reach(min(piece.read, bar.total - 1), tokens=shard.tokens)
-    last = shard.close()
-    bar.reach(bar.total)
+    last = shard.close(wanted)
     return [*made, last] if last.tokens else made
 
 
@@ -374,8 +499,11 @@ class _Shard:
         self.tokens += len(ids)
         self.last = ids[-1] if ids else self.last
 
-    def close(self) -> Receipt:
-        """Publish the shard: both files, then the receipt. An empty one leaves nothing but its receipt's counts."""
+    def close(self, wanted: Receipt | None = None) -> Receipt:
+        """Publish the shard: both files, then the receipt. An empty one leaves nothing but its receipt's counts.
+
+        Raises: DataError: it is not the one that is wanted, so that those after it would not go on from it.
+        """
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()
@@ -384,6 +512,9 @@ class _Shard:
         hashes = {name: self.digest.hexdigest()}
         hashes[f"documents-{self.number:05d}.bin"] = hashlib.sha256(index).hexdigest()
         receipt = Receipt(self.tokens, documents, self.pieces, self.empty, self.open, hashes)
+        if wanted not in (None, receipt):
+            self.work.unlink()
+            raise DataError(f"{self.folder}: shard {self.number} comes out as another one now; delete the folder")
         if not self.tokens:
             self.work.unlink()
             return receipt

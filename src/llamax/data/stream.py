@@ -14,7 +14,6 @@ that is computed, not stored (`permute`), so picking a batch costs the same what
 resumed run needs no position but its step.
 """
 
-import contextlib
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -27,12 +26,12 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from llamax.data.packing import Batch, end_to_end
-from llamax.data.shards import MANIFEST, Receipt, tokenizer_hash
-from llamax.errors import DataError, DiskFullError
-from llamax.files import locate, sha256_file, sha256_json, write_atomic
+from llamax.data.shards import MANIFEST, Receipt, damaged, tokenizer_hash
+from llamax.errors import DataError
+from llamax.files import locate, sha256_json, write_atomic
 
 MIXTURE = "mixture.json"
-CHECKED = ".checked.json"
+HEAVIEST = 1e6  # weight of a source: rows of an epoch are counted in int64
 SHORTEST = 3  # tokens of a window: two new ones, which cannot both be the first of a document
 ROUNDS = 8
 OPEN_FILES = 128
@@ -105,37 +104,18 @@ def open_shards(folder: Path | str, weight: float = 1.0) -> ShardFolder:
     Raises: DataError: no manifest, or a file that is missing or damaged; names it.
     """
     folder = locate(folder).resolve()
-    if not (math.isfinite(weight) and weight > 0):
-        raise DataError(f"{folder}: weight {weight} should be above 0")
+    if not 0 < weight <= HEAVIEST:
+        raise DataError(f"{folder}: weight {weight} should be above 0 and at most {HEAVIEST:,.0f}")
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         found = ShardFolder(str(folder), weight, manifest["plan"], tuple(Receipt(**r) for r in manifest["shards"]))
     except (OSError, ValueError, LookupError, TypeError):
         unfinished = " (begun, not finished: run the same command again)" if (folder / "plan.json").exists() else ""
         raise DataError(f"{folder}: no shards here{unfinished}; make them with `llamax data shards`") from None
-    _check_bytes(folder, {name: digest for receipt in found.shards for name, digest in receipt.sha256.items()})
+    bad = damaged(folder, {name: digest for receipt in found.shards for name, digest in receipt.sha256.items()})
+    if bad:
+        raise DataError(f"{folder / min(bad)}: damaged or missing; make the shards again")
     return found
-
-
-def _check_bytes(folder: Path, digests: dict[str, str]) -> None:
-    """Compare every file with its sha256, but for those that have not changed since that was last done.
-
-    What was compared is noted beside the shards by size and time of change, where that can be written.
-    """
-    try:
-        known = dict(json.loads((folder / CHECKED).read_text()))
-    except (OSError, ValueError, TypeError):
-        known = {}
-    stamps: dict[str, list] = {}
-    for name, digest in digests.items():
-        file = folder / name
-        if file.is_file():
-            stamps[name] = [digest, file.stat().st_size, file.stat().st_mtime_ns]
-        if not file.is_file() or (known.get(name) != stamps[name] and sha256_file(file) != digest):
-            raise DataError(f"{file}: damaged or missing; make the shards again")
-    if stamps != known:
-        with contextlib.suppress(OSError, DiskFullError):
-            write_atomic(folder / CHECKED, json.dumps(stamps))
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,11 +30,16 @@ def check_trainings(config: Any) -> None:
     """Raise `LaunchError`, one line, if what a direction's config trains cannot be started on this machine."""
     for train in trainings(config):
         check_machine(train, config.profile)
-        if train.deepspeed_json:
-            from llamax.training.deepspeed_keys import check_deepspeed
-            from llamax.training.engines import deepspeed_config  # imports torch: seconds, for those who need it
+        check_json(train)
 
-            check_deepspeed(deepspeed_config(train, hidden_size=4096))
+
+def check_json(train: TrainConfig) -> None:
+    """Raise `ParameterError`, one line, for keys of `deepspeed_json` that DeepSpeed would ignore or refuse."""
+    if train.deepspeed_json:
+        from llamax.training.deepspeed_keys import check_deepspeed
+        from llamax.training.engines import deepspeed_config  # imports torch: seconds, for those who need it
+
+        check_deepspeed(deepspeed_config(train, hidden_size=4096))
 
 
 def trainings(config: Any) -> Iterator[TrainConfig]:

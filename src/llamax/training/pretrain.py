@@ -8,6 +8,7 @@ out/
 Each part is made once: the same command again goes on where it was, to the bit.
 """
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 
 from llamax.config import Parameters
 from llamax.data.shards import MANIFEST, SHARD_TOKENS, Split, shard_files
-from llamax.data.stream import ShardFolder, Windows, open_shards
-from llamax.errors import DataError, ModelError, ParameterError
+from llamax.data.stream import HEAVIEST, ShardFolder, Windows, open_shards
+from llamax.errors import CheckpointError, DataError, ModelError, ParameterError
 from llamax.files import locate, sha256_json
 from llamax.models.load import TOKENIZERS, load_config, load_tokenizer
 from llamax.models.save import read_notes, save
+from llamax.models.source import find
 from llamax.models.vocabulary import check_special_tokens, set_pad_token
 from llamax.training.config import Job, TrainConfig
 
@@ -33,7 +35,7 @@ class SourceConfig(Parameters):
     """A file of text, a folder of such files, or of shards. weight: how often an epoch reads it."""
 
     path: str
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(1.0, gt=0, le=HEAVIEST)
 
 
 class PretrainConfig(Parameters):
@@ -41,7 +43,8 @@ class PretrainConfig(Parameters):
 
     model: a spec for `llamax.models.load`; from scratch also a config.json or a folder that holds one: then only its
     shape counts. tokenizer: a spec; the model's own when left out. length: tokens of a row. tokens: to train on,
-    rounded down to whole steps; one epoch when left out. field, split, shard_tokens: see `data.shards.shard_files`.
+    rounded down to whole steps, instead of train.epochs or train.max_steps; one epoch when left out.
+    field, split, shard_tokens: see `data.shards.shard_files`.
     """
 
     model: str
@@ -62,16 +65,20 @@ class PretrainConfig(Parameters):
 def prepare(config: PretrainConfig, out: Path | str) -> Job:
     """Make what is missing of shards, mixture and first model; give the job that trains on them.
 
-    Raises: ParameterError, DataError, ModelError, DiskFullError.
+    Raises: ParameterError, DataError, ModelError, CheckpointError, DiskFullError. What cannot be trained is refused
+    before anything is written, as far as it can be known without the shards.
     """
     out = Path(out).resolve()
+    _check_one_length(config)
     tokenizer = _tokenizer(config)
+    _check_window(config, tokenizer)
     sources = [_shards(source, config, tokenizer, out) for source in config.data]
     data = Windows.over(sources, config.length)
-    data.save(out / "data")
+    _check_data(data, out)
+    train = with_length(config, len(data))
     model = str(_initial(config, tokenizer, out)) if config.from_scratch else config.model
     pad_token = None if config.from_scratch else config.pad_token
-    train = with_length(config, len(data))
+    data.save(out / "data")
     return Job(model=model, pad_token=pad_token, rows=str(out / "data"), train=train, out=str(out), template=None)
 
 
@@ -86,6 +93,38 @@ def with_length(config: PretrainConfig, rows: int) -> TrainConfig:
     steps = config.tokens // step
     epochs = math.ceil(steps / math.ceil(rows / config.train.batch_size))
     return config.train.model_copy(update={"max_steps": steps, "epochs": epochs})
+
+
+def _check_one_length(config: PretrainConfig) -> None:
+    """Raise `ParameterError` if the length of the training is given twice."""
+    given = config.train.model_fields_set if "train" in config.model_fields_set else set()
+    for name in ("max_steps", "epochs"):
+        value = getattr(config.train, name)
+        if config.tokens is not None and name in given and value is not None:
+            raise ParameterError(f"tokens {config.tokens} and train.{name} {value}: both say how long; give one")
+
+
+def _check_window(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `ParameterError` if rows are longer than the model's window."""
+    if not config.from_scratch and find(config.model).kind == "meta":
+        return  # which tells only with its weights; the loop looks again
+    shape = _shape(config, tokenizer) if config.from_scratch else load_config(config.model)
+    window = getattr(shape, "max_position_embeddings", None) or config.length
+    if config.length > window:
+        raise ParameterError(f"length {config.length} is more than the model's window of {window}: -p length={window}")
+
+
+def _check_data(data: Windows, out: Path) -> None:
+    """Raise `CheckpointError` if the newest checkpoint under `out` was trained on something else; none is no fault."""
+    for checkpoint in sorted((out / "checkpoints").glob("step-????????"))[-1:]:
+        try:
+            rows = json.loads((checkpoint / "run.json").read_text())["identity"]["rows"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return  # damaged, which resuming from it says
+        if rows != data.fingerprint:
+            raise CheckpointError(
+                f"{checkpoint} belongs to another run: of other data, weights or length; use another output folder"
+            )
 
 
 def _tokenizer(config: PretrainConfig) -> PreTrainedTokenizerBase:

@@ -8,10 +8,11 @@ import yaml
 
 from llamax.errors import ParameterError
 from llamax.progress import Progress
-from llamax.runs.parameters import YamlLoader
+from llamax.runs.parameters import YamlLoader, apply_overrides
 from llamax.training.config import TrainConfig
 from llamax.training.launch import train
 from llamax.training.loop import count_steps
+from llamax.training.preflight import check_json
 from llamax.training.pretrain import PretrainConfig, prepare
 
 
@@ -26,15 +27,12 @@ def read_config(file: Path | None, options: dict[str, Any], overrides: dict[str,
         values["data"] = [_source(each) if isinstance(each, str) else each for each in values["data"]]
     recipe = PretrainConfig.model_fields["train"].default.model_dump(mode="json")
     given = values.get("train")
+    epochs = recipe.pop("epochs")
     values["train"] = recipe | given if isinstance(given, dict) else given or recipe
-    for name, value in overrides.items():
-        *path, last = name.split(".")
-        place = values
-        for part in path:
-            place = place.setdefault(part, {}) if isinstance(place, dict) else {}
-        if not isinstance(place, dict):
-            raise ParameterError(f"-p {name}: {'.'.join(path)} has no parameters of its own")
-        place[last] = value
+    if isinstance(values["train"], dict):
+        values = apply_overrides(values, overrides, PretrainConfig)
+        if values.get("tokens") is None and isinstance(values["train"], dict):
+            values["train"] = {"epochs": epochs} | values["train"]  # else tokens say how many
     return PretrainConfig.parse(values, str(file) if file else "")
 
 
@@ -62,7 +60,9 @@ def _source(text: str) -> dict[str, Any]:
 
 def run(file: Path | None, out: Path, options: dict[str, Any], overrides: dict[str, Any]) -> None:
     """Pre-train, and say what came out."""
-    job = prepare(read_config(file, options, overrides), out)
+    config = read_config(file, options, overrides)
+    check_json(config.train)
+    job = prepare(config, out)
     steps = _steps(job.rows, job.train)
     with Progress(steps, "pretrain") as bar:
         history = train(job, on_step=lambda metrics: bar.reach(metrics.step + 1, loss=metrics.loss))
