@@ -187,6 +187,18 @@ class TestRanks:
         assert self.spread(2, 8, given) == ({**given, "train.ranks": 16}, 8)
         assert self.spread(1, 2, {"train.batch_size": 16}) == ({"train.batch_size": 16, "train.ranks": 2}, 2)
 
+    def test_ranks_that_cannot_share_the_batch_are_told_what_they_could(self):
+        for overrides, batch, wanted in (
+            ({}, 16, 24),
+            ({"train.batch_size": 25}, 25, 48),
+            ({"micro_batch": 4}, 16, 96),
+        ):
+            says = rf"^batch_size {batch} cannot be shared by 24 ranks: -p train.batch_size={wanted} \(or a multiple\)$"
+            with pytest.raises(ParameterError, match=says):
+                self.spread(3, 8, overrides)
+            changed, _ = self.spread(3, 8, overrides | {"train.batch_size": wanted})
+            assert parse_parameters("instruction_tuning", "7b", 0, changed).train.ranks == 24
+
     def test_without_gpus_the_nodes_share_the_ranks_of_the_profile(self):
         overrides = {"train.engine": "deepspeed", "train.ranks": 4, "train.micro_batch": 1}
         assert self.spread(2, 0, overrides, "nano") == (overrides, 2)
@@ -209,7 +221,10 @@ class TestRanks:
     @pytest.mark.parametrize(
         ("arguments", "says"),
         [
-            (["--profile", "7b", "--nodes", "3", "--gpus-per-node", "8"], "batch_size 16 must be a multiple of"),
+            (
+                ["--profile", "7b", "--nodes", "3", "--gpus-per-node", "8"],
+                "batch_size 16 cannot be shared by 24 ranks: -p train",
+            ),
             (["--nodes", "2", "--gpus-per-node", "8", "--profile", "7b", "-p", "micro_batch=8"], "8 x ranks 16"),
             (["--profile", "nano", "--gpus-per-node", "2"], "engine 'torch' is one device"),
         ],

@@ -68,6 +68,55 @@ def test_what_another_parameter_decides_has_one_owner(name):
         sharded(deepspeed_json=nested)
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"bf16": None}, "bf16 = None: should be an object, whose enabled is decided by precision"),
+        (
+            {"zero_optimization": {"offload_optimizer": None}},
+            "zero_optimization.offload_optimizer = None: should be an object, whose device is decided by offload_optim",
+        ),
+        ({"zero_optimization": 5}, "zero_optimization = 5: should be an object"),
+        ({"data_types": None}, "data_types = None: should be an object, whose grad_accum_dtype is decided by"),
+        ({"checkpoint": []}, r"checkpoint = \[\]: should be an object"),
+        ({"amp": {"enabled": True}}, "amp is decided by precision"),
+        ({"elasticity": {"enabled": True}}, "elasticity is decided by batch_size"),
+    ],
+)
+def test_no_null_gets_around_the_owner(settings, says):
+    with pytest.raises(ParameterError, match=f"deepspeed_json: {says}") as caught:
+        sharded(deepspeed_json=settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"sparse_gradients": True}, "sparse_gradients = True: DeepSpeed cannot take it: Sparse compression of"),
+        ({"curriculum_learning": {"enabled": True}}, "curriculum_learning: DeepSpeed cannot take it: Legacy"),
+        ({"wall_clock_breakdown": "maybe"}, "wall_clock_breakdown = 'maybe': DeepSpeed cannot take it: "),
+        ({"pipeline": None}, "pipeline = None: DeepSpeed cannot take it: "),
+        ({"communication_data_type": "x"}, "communication_data_type = 'x': DeepSpeed cannot take it: Invalid comm"),
+        (
+            {"zero_optimization": {"param_persistence_threshold": 7}},
+            "zero_optimization.param_persistence_threshold is 'stage3_param_persistence_threshold', which is set al",
+        ),
+    ],
+)
+def test_what_deepspeed_cannot_take_is_named_in_one_line_of_ours(settings, says):
+    with pytest.raises(ParameterError, match=f"^deepspeed_json: {says}") as caught:
+        check_deepspeed(deepspeed_config(sharded(deepspeed_json=settings), 64))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"data_types": None}, {"amp": {"enabled": True}}, {"elasticity": {}}, {"zero_optimization": 5}]
+)
+def test_and_where_no_config_was_before(settings):
+    with pytest.raises(ParameterError, match=f"^deepspeed_json: {next(iter(settings))}.*: DeepSpeed cannot take it"):
+        check_deepspeed(deepspeed_config(sharded(), 64) | settings)
+
+
 def test_buffers_have_the_width_of_the_model():
     zero = deepspeed_config(sharded(), 4096)["zero_optimization"]
     assert zero["reduce_bucket_size"] == 4096**2 and zero["stage3_param_persistence_threshold"] == 40960

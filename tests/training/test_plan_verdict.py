@@ -159,10 +159,38 @@ class TestHardware:
 
     @pytest.mark.parametrize(
         ("said", "meant"),
-        [("h200", "H200-141GB"), ("4090", "RTX4090-24GB"), ("RTX 3090", "RTX3090-24GB"), ("T4", "T4-16GB")],
+        [
+            ("h200", "H200-141GB"),
+            ("4090", "RTX4090-24GB"),
+            ("RTX 3090", "RTX3090-24GB"),
+            ("T4", "T4-16GB"),
+            ("b200", "B200-180GB"),
+        ],
     )
     def test_the_size_may_be_left_out_where_there_is_one(self, said, meant):
         assert find_gpu(said).name == meant
+
+    @pytest.mark.parametrize(
+        ("text", "meant"),
+        [
+            ("8xA100-80G", "8xA100-80GB"), ("8xv100-32GiB", "8xV100-32GB"), ("H100:8", "8xH100-80GB"),
+            ("A100-80GB:4", "4xA100-80GB"), ("2xA100 40 gb", "2xA100-40GB"), ("8xB200", "8xB200-180GB"),
+        ],
+    )  # fmt: skip
+    def test_other_spellings(self, text, meant):
+        assert str(parse_hardware(text)) == meant
+
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [
+            ("8xA100-33GB", "no GPU 'A100-33GB': that one has A100-40GB or A100-80GB"),
+            ("A100:8", "'A100' comes in several sizes: write A100-40GB or A100-80GB"),
+            ("8xA10G", "no GPU 'A10G'"),
+        ],
+    )
+    def test_sizes_of_that_gpu_are_told(self, text, says):
+        with pytest.raises(ParameterError, match=says):
+            parse_hardware(text)
 
     @pytest.mark.parametrize("text", ["8V100", "xV100-32GB", "0xT4", "8x0xT4", "8x", "", "2x2x2xT4", "-1xT4"])
     def test_malformed_counts(self, text):
@@ -231,6 +259,8 @@ class TestCommand:
             (["--gpus", "8xT4", "--method", "qlora"], "--method qlora: the profile's methods are full, lora"),
             (["--gpus", "8xT4", "--disk", "2"], "--disk '2': write a size with its unit"),
             (["--gpus", "8xT4", "--tokens", "9", "--examples", "3", "--mean-tokens", "3"], "give two of the three"),
+            (["--gpus", "8xT4", "--tokens", "5", "--examples", "10"], "--tokens 5: should be at least one for each of"),
+            (["--gpus", "24xT4"], "batch_size 16 cannot be shared by 24 ranks: -p train.batch_size=24"),
             (["--gpus", "8xT4", "-p", "data.source=mine", "--examples", "3"], "say how long they are on average"),
         ],
     )

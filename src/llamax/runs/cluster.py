@@ -160,7 +160,8 @@ def spread(direction: str, profile: str, overrides: dict[str, Any], resources: R
     """`overrides` with the number of ranks that nodes × GPUs give, and the ranks on each node.
 
     Without GPUs the profile says how many ranks there are, and the nodes share them.
-    Raises: ParameterError: ranks that were given as well, that nodes cannot share, or more nodes than anybody uses.
+    Raises: ParameterError: ranks that were given as well, that nodes cannot share or that cannot share the batch, or
+    more nodes than anybody uses.
     """
     nodes, gpus = resources.nodes, resources.gpus_per_node
     # With GPUs the profile's own number of ranks is replaced, so it need not fit what is overridden.
@@ -176,9 +177,26 @@ def spread(direction: str, profile: str, overrides: dict[str, Any], resources: R
     ranks = nodes * gpus or _value(config, name)
     if ranks % nodes:
         raise ParameterError(f"--nodes {nodes}: they cannot share {ranks} ranks equally; give --gpus-per-node")
+    _check_batch(config, name, ranks, overrides)
     if ranks == _value(config, name):
         return overrides, ranks // nodes
     return overrides | {name: ranks} | _smaller_micro_batch(config, name, ranks, overrides), ranks // nodes
+
+
+def _check_batch(config: Config, name: str, ranks: int, overrides: dict[str, Any]) -> None:
+    """Raise `ParameterError` if `ranks` cannot share the batch, whatever the micro-batch."""
+    group = name.removesuffix("ranks")
+    given = {resolve_name(key, type(config)): value for key, value in overrides.items()}
+    batch = given.get(f"{group}batch_size", _value(config, f"{group}batch_size"))
+    engine = given.get(f"{group}engine", _value(config, f"{group}engine"))
+    if engine == "torch" or type(batch) is not int or batch < 1 or batch % ranks == 0:
+        return  # what else is wrong with it the config says
+    micro = given.get(f"{group}micro_batch", 1)
+    unit = ranks * micro if type(micro) is int and micro > 0 else ranks
+    raise ParameterError(
+        f"batch_size {batch} cannot be shared by {ranks} ranks: -p {group}batch_size={-(-batch // unit) * unit} "
+        f"(or a multiple)"
+    )
 
 
 def _smaller_micro_batch(config: Config, name: str, ranks: int, overrides: dict[str, Any]) -> dict[str, Any]:

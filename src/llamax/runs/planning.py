@@ -69,6 +69,8 @@ def _data(data: Any, examples: int | None, mean_tokens: float | None, tokens: in
     """The rows of the profile. Raises: ParameterError: counts that contradict each other."""
     if tokens is not None and examples is not None and mean_tokens is not None:
         raise ParameterError("--tokens is --examples times --mean-tokens: give two of the three")
+    if tokens is not None and examples is not None and tokens < examples:
+        raise ParameterError(f"--tokens {tokens}: should be at least one for each of --examples {examples}")
     known = MEASURED.get(data.source, PlanData(0))
     mean = mean_tokens or (tokens / examples if tokens and examples else known.mean_document)
     count = examples or (getattr(data, "max_examples", None) or known.documents)

@@ -11,18 +11,27 @@ ONE_OWNER = {
     "train_batch_size": "batch_size",
     "train_micro_batch_size_per_gpu": "micro_batch",
     "gradient_accumulation_steps": "batch_size, micro_batch and ranks",
+    "elasticity": "batch_size, micro_batch and ranks",
+    "prescale_gradients": "the engine, which weighs every supervised token alike",
     "gradient_clipping": "grad_clip",
     "optimizer": "learning_rate, betas, eps and weight_decay",
     "scheduler": "schedule and warmup_ratio",
     "fp16.enabled": "precision",
     "bf16.enabled": "precision",
+    "torch_autocast": "precision",
+    "amp": "precision",
     "data_types.grad_accum_dtype": "the engine, which sums micro-batches in fp32",
     "zero_optimization.stage": "zero_stage",
     "zero_optimization.offload_optimizer.device": "offload_optimizer",
     "zero_optimization.offload_param.device": "offload_parameters",
+    "zero_optimization.cpu_offload": "offload_optimizer",
+    "zero_optimization.cpu_offload_param": "offload_parameters",
+    "checkpoint.load_universal": "the engine, which cuts a checkpoint anew for other ranks itself",
     "zero_optimization.stage3_gather_16bit_weights_on_model_save": (
         "the engine, which keeps it on: without it DeepSpeed saves no weights, in silence"
     ),
+    "zero_optimization.gather_16bit_weights_on_model_save": "the engine, which keeps it on",
+    "zero_optimization.stage3_gather_fp16_weights_on_model_save": "the engine, which keeps it on",
 }
 """Keys of DeepSpeed's JSON that are decided elsewhere, and where. A second owner is how a rate gets stuck at 0."""
 
@@ -122,9 +131,7 @@ class TrainConfig(Parameters):
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
         if self.offload_parameters and self.zero_stage != 3:
             raise ValueError("offload_parameters needs zero_stage 3")
-        for name, owner in ONE_OWNER.items():
-            if _has(self.deepspeed_json, name):
-                raise ValueError(f"deepspeed_json: {name} is decided by {owner}; leave it out")
+        _check_owners(self.deepspeed_json)
         reach = (self.keep_checkpoints - 1) * self.checkpoint_every
         if self.stability and (not self.checkpoint_every or reach < self.stability.rewind):
             reach = f"{self.keep_checkpoints} of them every {self.checkpoint_every} steps"
@@ -137,11 +144,21 @@ class TrainConfig(Parameters):
         return self.batch_size // (self.micro_batch * self.ranks)
 
 
-def _has(values: Any, name: str) -> bool:
-    """Whether nested objects have the dotted `name`."""
-    first, _, rest = name.partition(".")
-    found = isinstance(values, dict) and first in values
-    return found and (not rest or _has(values[first], rest))
+def _check_owners(settings: dict[str, Any]) -> None:
+    """Raise ValueError for an owned key, and for a section that takes one away by being no object (null, say)."""
+    for name, owner in ONE_OWNER.items():
+        value, parts = settings, name.split(".")
+        for depth, part in enumerate(parts, 1):
+            if part not in value:
+                break
+            value, path = value[part], ".".join(parts[:depth])
+            if depth == len(parts):
+                raise ValueError(f"deepspeed_json: {name} is decided by {owner}; leave it out")
+            if not isinstance(value, dict):
+                inner = ".".join(parts[depth:])
+                raise ValueError(
+                    f"deepspeed_json: {path} = {value!r}: should be an object, whose {inner} is decided by {owner}"
+                )
 
 
 class Job(Config):

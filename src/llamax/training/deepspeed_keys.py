@@ -43,13 +43,17 @@ class Watched(dict):
 
 def check_deepspeed(settings: dict[str, Any]) -> None:
     """Raise `ParameterError`, one line with the nearest valid key, for what DeepSpeed would ignore or refuse."""
+    from deepspeed.runtime.config import DeepSpeedConfigError
+
     asked: dict[str, set[str]] = defaultdict(set)
+    refusals = (DeepSpeedConfigError, ValueError, TypeError, AttributeError, AssertionError, LookupError)
     try:
         _read(settings, asked)
     except ValidationError as error:
         raise ParameterError(_refusal(settings, error)) from None
-    except (ValueError, TypeError, AssertionError, LookupError) as error:
-        raise ParameterError(f"DeepSpeed's JSON: {' '.join(str(error).split())}") from None
+    except refusals as error:
+        said = " ".join(str(error).split())
+        raise ParameterError(f"{_blamed(settings, refusals)}: DeepSpeed cannot take it: {said}") from None
     for path, key in _keys(settings):
         # What DeepSpeed hands on as a whole (an optimizer's parameters) is judged by its taker.
         if path in asked and key not in asked[path]:
@@ -64,6 +68,17 @@ def _read(settings: dict[str, Any], asked: dict[str, set[str]]) -> None:
     ranks = comm.get_world_size() if comm.is_initialized() else 1
     micro, steps = settings["train_micro_batch_size_per_gpu"], settings["gradient_accumulation_steps"]
     DeepSpeedConfig(Watched(settings | {"train_batch_size": micro * steps * ranks}, asked))
+
+
+def _blamed(settings: dict[str, Any], refusals: tuple[type[Exception], ...]) -> str:
+    """What to name for a refusal that names nothing: the one key without which DeepSpeed reads the rest."""
+    for key, value in settings.items():
+        try:
+            _read({name: other for name, other in settings.items() if name != key}, defaultdict(set))
+        except refusals:
+            continue
+        return f"deepspeed_json: {key}" if isinstance(value, dict) else f"deepspeed_json: {key} = {value!r}"
+    return "deepspeed_json"
 
 
 def _keys(settings: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
@@ -87,9 +102,13 @@ def _refusal(settings: dict[str, Any], error: ValidationError) -> str:
     *within, key = map(str, fault["loc"]) if fault["loc"] else ("",)
     sections = [name for name, value in settings.items() if isinstance(value, dict) and _leads(value, [*within, key])]
     path = ".".join([*sections[:1], *within])
-    if fault["type"] == "extra_forbidden":
-        return _unknown(path, key, _fields(error.title, within))
     where = ".".join(filter(None, (path, key)))
+    if fault["type"] == "extra_forbidden":
+        valid = _fields(error.title, within)
+        if key in valid:  # forbidden all the same: the field is there by its other name
+            other = next((name for name in valid if name.endswith(f"_{key}")), "its other name")
+            return f"deepspeed_json: {where} is {other!r}, which is set already: give it by that name"
+        return _unknown(path, key, valid)
     return f"deepspeed_json: {where} = {fault.get('input')!r}: {fault['msg'].removeprefix('Value error, ')}"
 
 

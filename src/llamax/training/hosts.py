@@ -1,5 +1,6 @@
 """Several machines: what DeepSpeed's runner needs of a hostfile, checked before it hangs; what it would not carry."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -21,13 +22,18 @@ def slots(hostfile: str) -> dict[str, int]:
 
 
 def check_hosts(hostfile: str, ranks: int) -> None:
-    """Raise `LaunchError`, one line: no pdsh, ranks and slots differ, or a host cannot be reached by ssh."""
+    """Raise `LaunchError`, one line: ranks and slots differ, no pdsh, or a host cannot be reached by ssh.
+
+    Slurm (`LLAMAX_LAUNCHER=srun`) has its own ways to its machines: there only the slots are counted.
+    """
     hosts = slots(hostfile)
     if sum(hosts.values()) != ranks:
         has = f"{sum(hosts.values())} slots on {len(hosts)} hosts"
         raise LaunchError(
             f"hostfile {hostfile}: {has}, but the job has {ranks} ranks: LLAMAX_RANKS or the slots must change"
         )
+    if os.environ.get("LLAMAX_LAUNCHER") == "srun":
+        return
     for program in ("ssh", "pdsh"):
         if not shutil.which(program):
             raise LaunchError(

@@ -11,6 +11,7 @@ from typing import Any
 
 from llamax.errors import LaunchError
 from llamax.training.config import TrainConfig
+from llamax.training.hosts import check_hosts
 from llamax.training.ranks import place
 
 REHEARSAL = "LLAMAX_REHEARSAL"
@@ -28,6 +29,12 @@ def rehearsing() -> bool:
 
 def check_trainings(config: Any) -> None:
     """Raise `LaunchError`, one line, if what a direction's config trains cannot be started on this machine."""
+    own, wanted = getattr(config, "train", None), os.environ.get("LLAMAX_RANKS") or "1"
+    if isinstance(own, TrainConfig) and own.engine == "torch" and wanted != "1":  # (a `tune` has others to share with)
+        raise LaunchError(
+            f"LLAMAX_RANKS={wanted}: profile {config.profile} trains with engine 'torch', which is one device: unset "
+            f"it, or -p train.engine=deepspeed"
+        )
     for train in trainings(config):
         check_machine(train, config.profile)
         check_json(train)
@@ -52,12 +59,16 @@ def trainings(config: Any) -> Iterator[TrainConfig]:
 def check_machine(train: TrainConfig, profile: str) -> None:
     """Raise `LaunchError` if `train` wants more GPUs than there are here, and nothing says that it shall not have them.
 
-    With a hostfile the GPUs are elsewhere; DeepSpeed's launcher counts them there.
+    With a hostfile the GPUs are elsewhere; DeepSpeed's launcher counts them there, but the hosts must answer now.
+    A rehearsal has fewer ranks than `train` says; its launcher looks at the hosts.
     """
-    if train.engine != "deepspeed" or rehearsing() or os.environ.get(CPU):
+    if train.engine != "deepspeed":
         return
     train = placed(train)
-    if place(train.ranks).hostfile:
+    where = place(train.ranks)
+    if where.hostfile and not rehearsing():
+        check_hosts(where.hostfile, train.ranks)
+    if where.hostfile or rehearsing() or os.environ.get(CPU):
         return
     found = gpus()
     if not found:
@@ -92,7 +103,7 @@ def placed(train: TrainConfig) -> TrainConfig:
     wanted = os.environ.get("LLAMAX_RANKS")
     if not wanted or train.engine != "deepspeed":
         return train
-    if not (wanted.isdigit() and int(wanted)):
+    if not (wanted.isdecimal() and int(wanted)):
         raise LaunchError(f"LLAMAX_RANKS={wanted}: want a number of processes from 1")
     ranks = int(wanted)
     if train.batch_size % ranks:

@@ -50,7 +50,7 @@ def place(ranks: int, hostfile: str | None = None, port: int | None = None) -> P
     Raises: LaunchError: no such hostfile, one without hosts, or a port that is none or is taken.
     """
     hostfile, wanted = hostfile or os.environ.get("LLAMAX_HOSTFILE"), port or os.environ.get("LLAMAX_PORT")
-    if wanted and not (str(wanted).isdigit() and 0 < int(wanted) < 65536):
+    if wanted and not (str(wanted).isdecimal() and 0 < int(wanted) < 65536):
         raise LaunchError(f"LLAMAX_PORT={wanted}: want a port number from 1 to 65535")
     if wanted:
         _check_port(int(wanted))
@@ -60,6 +60,8 @@ def place(ranks: int, hostfile: str | None = None, port: int | None = None) -> P
 def _checked(hostfile: str) -> str:
     """Absolute path of a hostfile that DeepSpeed understands; it would go on without one that it does not."""
     path = locate(hostfile)
+    if path.is_dir():
+        raise LaunchError(f"hostfile {hostfile}: a folder; give a file with a line 'host slots=8' per machine")
     if not path.is_file():
         raise LaunchError(f"hostfile {hostfile}: no such file; give one with a line 'host slots=8' per machine")
     lines = [line.split("#")[0].strip() for line in path.read_text(errors="replace").splitlines()]

@@ -9,7 +9,8 @@ import json
 import shlex
 import socket
 import sys
-from pathlib import Path
+
+from llamax.training.hosts import slots
 
 
 def srun_command(hostfile: str, port: int, worker: list[str]) -> list[str]:
@@ -18,17 +19,11 @@ def srun_command(hostfile: str, port: int, worker: list[str]) -> list[str]:
     It is meant to be called on the first node of the job, where rank 0 will be. `--overlap`: the notebook's own step
     holds the node already. The warning signal (USR2), which Slurm sends to everybody, is left to the notebook's job.
     """
-    hosts = read_hostfile(hostfile)
-    slots = next(iter(hosts.values()))
-    world = base64.urlsafe_b64encode(json.dumps({host: list(range(slots)) for host in hosts}).encode()).decode()
+    hosts = slots(hostfile)
+    each = next(iter(hosts.values()))
+    world = base64.urlsafe_b64encode(json.dumps({host: list(range(each)) for host in hosts}).encode()).decode()
     launcher = ["-m", "deepspeed.launcher.launch", f"--world_info={world}", f"--master_addr={socket.gethostname()}"]
     here = shlex.join([sys.executable, *launcher, f"--master_port={port}"])
     script = f"trap '' USR2; exec {here} --node_rank=$SLURM_NODEID {shlex.join(worker)} --parent-on-stdin"
     nodes = [f"--nodes={len(hosts)}", f"--ntasks={len(hosts)}", "--ntasks-per-node=1"]
     return ["srun", "--overlap", "--export=ALL", "--kill-on-bad-exit=1", "--cpu-bind=none", *nodes, "sh", "-c", script]
-
-
-def read_hostfile(hostfile: str) -> dict[str, int]:
-    """Slots by host, of a file that `ranks.place` has checked."""
-    lines = (line.split("#")[0].split() for line in Path(hostfile).read_text().splitlines())
-    return {parts[0]: int(parts[1].removeprefix("slots=")) for parts in lines if parts}

@@ -1,7 +1,8 @@
 """GPUs, nodes and bytes: what a run is planned for. No torch.
 
 `memory` is what torch reports as a device's total memory (`get_device_properties`), which is less than the number on
-the box. `tflops` are dense peaks with accumulation in fp32, from NVIDIA's data sheets:
+the box (of B200 it is that number, quoted). `tflops` are dense peaks with accumulation in fp32, from data sheets of
+NVIDIA:
 
     V100 SXM2   fp16 tensor 125, fp32 15.7; no bf16           "NVIDIA V100 Tensor Core GPU", data sheet, 2020
     T4          fp16 tensor 65, fp32 8.1; no bf16             "NVIDIA T4", data sheet, 2019
@@ -12,6 +13,7 @@ the box. `tflops` are dense peaks with accumulation in fp32, from NVIDIA's data 
     L40S        fp16/bf16 tensor 362 (733 is with sparsity), fp32 91.6  "NVIDIA L40S", data sheet, 2023
     H100 SXM    fp16/bf16 tensor 989 (1,979 with sparsity), fp32 67     "NVIDIA H100", data sheet, 2023
     H200 SXM    as H100                                       "NVIDIA H200", data sheet, 2024
+    B200        fp16/bf16 tensor 2,250 (4,500 with sparsity), fp32 75   "NVIDIA HGX B200", data sheet, 2024 (an eighth)
 
 `mfu` is the share of the peak that model FLOPs reach. All are assumed for full rows in 16 bit without offload, and
 `why` says from what; give the figure of a run of your own where there is one.
@@ -26,6 +28,9 @@ from llamax.errors import ParameterError
 GB, GIB = 10**9, 2**30
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": GB, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": GIB,
          "TIB": 2**40, "K": 10**3, "M": 10**6, "G": GB, "T": 10**12}  # fmt: skip
+
+SIZE = re.compile(r"([-_ ]\d+)\s*(?:gi?b?)?$", re.IGNORECASE)
+"""At the end of a GPU's name: its memory, with whatever unit. (A10G has none: it is another GPU.)"""
 
 
 class Gpu(NamedTuple):
@@ -59,6 +64,7 @@ _GPUS = {
         Gpu("A100-80GB", _gib(79.15), 312, 19.5, True, 0.50, _A100),
         Gpu("H100-80GB", _gib(79.11), 989, 67, True, 0.40, _HOPPER),
         Gpu("H200-141GB", _gib(139.7), 989, 67, True, 0.40, _HOPPER),
+        Gpu("B200-180GB", 180 * GB, 2250, 75, True, 0.35, _GUESS),
         Gpu("A10-24GB", _gib(22.05), 125, 31.2, True, 0.35, _GUESS),
         Gpu("L40S-48GB", _gib(44.4), 362, 91.6, True, 0.35, _GUESS),
         Gpu("RTX3090-24GB", _gib(23.68), 71, 35.6, True, 0.45, _GUESS),
@@ -97,9 +103,13 @@ def gpus() -> list[str]:
 def parse_hardware(text: str, host_memory: str | None = None, disk: str | None = None) -> Hardware:
     """`8xV100-32GB`, or `3x8xA100-40GB` for three nodes of eight, and sizes such as `300GB`; host memory is a node's.
 
+    One node may also be written as clouds do, `V100-32GB:8`.
+
     Raises: ParameterError: what is wrong, and how it is written.
     """
-    found = re.fullmatch(r"(?:(\d+)\s*[xX*]\s*)?(\d+)\s*[xX*]\s*([A-Za-z].*)", text.strip())
+    as_clouds = re.fullmatch(r"([A-Za-z][^:]*):\s*(\d+)", text.strip())
+    said = f"{as_clouds[2]}x{as_clouds[1]}" if as_clouds else text.strip()
+    found = re.fullmatch(r"(?:(\d+)\s*[xX*]\s*)?(\d+)\s*[xX*]\s*([A-Za-z].*)", said)
     counts = [int(part) for part in found.groups()[:2] if part] if found else []
     if not found or 0 in counts:
         raise ParameterError(f"--gpus {text!r}: write COUNTxGPU such as 8xV100-32GB, or 3x8xA100-40GB for three nodes")
@@ -111,18 +121,27 @@ def parse_hardware(text: str, host_memory: str | None = None, disk: str | None =
 
 def find_gpu(name: str) -> Gpu:
     """The GPU called `name`; its memory may be left out where there is one size. Raises: ParameterError."""
-    key = re.sub(r"[^a-z0-9]", "", name.lower()).removeprefix("nvidia").removeprefix("rtx").removesuffix("gb")
-    plain = {re.sub(r"[^a-z0-9]", "", known.lower()).removeprefix("rtx").removesuffix("gb"): known for known in _GPUS}
-    matches = [known for short, known in plain.items() if short == key] or [
-        known for known in _GPUS if re.sub(r"[^a-z0-9]", "", known.lower().split("-")[0]).removeprefix("rtx") == key
-    ]
+    key = _plain(SIZE.sub(r"\1", name))
+    matches = [known for known in _GPUS if _plain(known) == key] or _family(name)
     if len(matches) == 1:
         return _GPUS[matches[0]]
     if matches:
         raise ParameterError(f"--gpus: {name!r} comes in several sizes: write {' or '.join(matches)}")
+    if family := _family(SIZE.sub("", name)):
+        raise ParameterError(f"--gpus: no GPU {name!r}: that one has {' or '.join(family)}")
     near = difflib.get_close_matches(name.upper(), gpus(), n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}? " if near else ""
     raise ParameterError(f"--gpus: no GPU {name!r}: {hint}known: {', '.join(gpus())}")
+
+
+def _family(name: str) -> list[str]:
+    """Known GPUs, whatever their memory, whose name without it is `name`."""
+    return [known for known in _GPUS if _plain(known.split("-")[0]) == _plain(name)]
+
+
+def _plain(name: str) -> str:
+    """A name without what people write in several ways."""
+    return re.sub(r"[^a-z0-9]", "", name.lower()).removeprefix("nvidia").removeprefix("rtx").removesuffix("gb")
 
 
 def parse_bytes(text: str, option: str) -> int:
