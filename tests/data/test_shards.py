@@ -206,6 +206,9 @@ def test_damaged_and_unfinished_shards_are_named(tmp_path, texts, tiny_tokenizer
     file.unlink()
     with pytest.raises(DataError, match=r"tokens-00001\.bin: damaged or missing"):
         open_shards(tmp_path)
+    (tmp_path / MANIFEST).write_text("{")
+    with pytest.raises(DataError, match=r"shards\.json: damaged; make the shards again"):
+        open_shards(tmp_path)
     (tmp_path / MANIFEST).unlink()
     with pytest.raises(DataError, match="begun, not finished"):
         open_shards(tmp_path)

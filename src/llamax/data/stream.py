@@ -110,6 +110,8 @@ def open_shards(folder: Path | str, weight: float = 1.0) -> ShardFolder:
         manifest = json.loads((folder / MANIFEST).read_text())
         found = ShardFolder(str(folder), weight, manifest["plan"], tuple(Receipt(**r) for r in manifest["shards"]))
     except (OSError, ValueError, LookupError, TypeError):
+        if (folder / MANIFEST).is_file():
+            raise DataError(f"{folder / MANIFEST}: damaged; make the shards again") from None
         unfinished = " (begun, not finished: run the same command again)" if (folder / "plan.json").exists() else ""
         raise DataError(f"{folder}: no shards here{unfinished}; make them with `llamax data shards`") from None
     bad = damaged(folder, {name: digest for receipt in found.shards for name, digest in receipt.sha256.items()})
