@@ -284,7 +284,9 @@ def main() -> None:
     if arguments.what == "parity":
         losses = parity(work)
         table = None
-        text = "\n".join(f"- {name}: {loss!r}" for name, loss in losses.items())
+        head = ["# Training: loss of the first optimizer step, fp32", "", f"`{facts['command']}`", ""]
+        head += [f"- {key}: {value}" for key, value in facts.items() if key != "command"]
+        text = "\n".join([*head, "", *(f"- {name}: {loss!r} nats per token" for name, loss in losses.items())])
         facts |= {"first loss": losses}
     else:
         systems = {
