@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from llamax import statistics
-from llamax.instruction_tuning import analysis
+from llamax.instruction_tuning import analysis, figures
+from llamax.runs.records import Metric
 
 
 def outcomes(method, task, table, protocol="chat"):
@@ -87,10 +88,19 @@ def test_protocol_name_is_left_out_for_real_benchmarks(items):
 
 
 def test_table_shows_points():
-    metric = analysis.Metric("full.a.gain", 0.125, 8, 0.01, 0.1, 0.15, "fraction")
-    shown = analysis.table([metric, metric._replace(name="full.forgetting", unit="nats/token", value=0.5)])
+    metric = Metric(name="full.a.gain", value=0.125, n=8, standard_error=0.01, low=0.1, high=0.15, unit="fraction")
+    shown = analysis.table([metric, metric.model_copy(update={"name": "full.forgetting", "value": 0.5})])
     assert shown.loc["full.a.gain", "value"] == 12.5
     assert list(shown.index) == ["full.a.gain"]
+
+
+def test_one_item_alone_has_a_value_and_no_interval(items):
+    alone = items[items.item.isin(("a-0", "b-0", "text_loss-0")) & (items.replicate == 0)]
+    assert value(alone, "full.chat.a.gain") == Metric(name="full.chat.a.gain", value=1.0, n=1, unit="fraction")
+    found = analysis.metrics(alone)
+    shown = analysis.table(found)
+    assert shown.loc["full.chat.a.gain", "value"] == 100 and np.isnan(shown.loc["full.chat.a.gain", "low"])
+    assert figures.gains(found, "chat").axes and figures.trade_off(found, "chat").axes
 
 
 def test_means_pool_replicates_and_count_items_once(items):

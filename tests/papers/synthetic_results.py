@@ -75,7 +75,7 @@ def write_run(home: Path, profile: str, seed: int, items: pd.DataFrame, replicat
         parts={},
         parameters=parameters,
         status="complete",
-        metrics={m.name: records.Metric(**m._asdict()) for m in analysis.metrics(items)},
+        metrics={m.name: m for m in analysis.metrics(items)},
         cost=records.Cost(wall_seconds=100.0 + 20 * seed),
         files={name: files.sha256_file(folder / name) for name in ("items.parquet", "curves.parquet")},
         started=f"2026-01-0{seed + 1}T00:00:00+00:00",

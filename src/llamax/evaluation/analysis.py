@@ -5,9 +5,8 @@ that the model gave to what it chose, and whether that was right. `variance`: ou
 wordings and seeds.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
 from llamax import statistics
@@ -56,8 +55,8 @@ def metrics(study: "Study") -> list[Metric]:
     found = []
     for row in scores(study).itertuples():
         metric = row.metric.replace(",", "-").replace("@", "_at_")
-        found.append(_metric(f"{row.model}.{row.benchmark}.{metric}", row))
-    found += [_metric(f"{row.model}.{row.benchmark}.ece", row) for row in calibration(study).itertuples()]
+        found.append(Metric.of(f"{row.model}.{row.benchmark}.{metric}", row, UNIT))
+    found += [Metric.of(f"{row.model}.{row.benchmark}.ece", row, UNIT) for row in calibration(study).itertuples()]
     for row in spread(study).itertuples():
         name = f"spread.{row.model}.{row.benchmark}.{row.kind}"
         found.append(Metric(name=name, value=row.deviation, n=row.settings, unit=UNIT))
@@ -68,12 +67,6 @@ def metrics(study: "Study") -> list[Metric]:
         name = f"detectable.{one.benchmark}"
         found.append(Metric(name=name, value=full.detectable / 100, n=full.items, unit=UNIT))
     return found
-
-
-def _metric(name: str, row: Any) -> Metric:
-    known = {key: getattr(row, key) for key in ("standard_error", "low", "high")}
-    sure = {key: None if np.isnan(value) else value for key, value in known.items()}
-    return Metric(name=name, value=row.value, n=row.n, unit=UNIT, **sure)
 
 
 def scores(study: "Study") -> pd.DataFrame:

@@ -6,35 +6,23 @@ supervised, flops, rate, and of the case: length, micro_batch, peak, planned, at
 seconds of each step of the loop alone and of a whole step.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 import pandas as pd
 
 from llamax import statistics
 from llamax.errors import TrainingError
+from llamax.runs.records import Metric
 
 SAME_LOSS, SAME_NORM = 1e-4, 1e-3
 """Nats per token, and the share of the gradient's norm, by which two ways in fp32 may differ."""
-
-
-class Metric(NamedTuple):
-    """One number of the record: `name`, `value`, and how sure it is."""
-
-    name: str
-    value: float
-    n: int | None = None
-    standard_error: float | None = None
-    low: float | None = None
-    high: float | None = None
-    unit: str = ""
 
 
 def metric(name: str, values: pd.Series, unit: str) -> Metric:
     """The geometric mean over repeats with its 95% interval, from their logarithms: rates and shares are positive."""
     found = statistics.combine(np.log(values.to_numpy(float))[None])
     value, low, high = (float(np.exp(number)) for number in (found.value, found.low, found.high))
-    return Metric(name, value, found.n, value * found.standard_error, low, high, unit)
+    error = value * found.standard_error
+    return Metric.of(name, found._replace(value=value, standard_error=error, low=low, high=high), unit)
 
 
 def rates(ways: pd.DataFrame) -> pd.DataFrame:
@@ -116,23 +104,26 @@ def metrics(tables: dict[str, pd.DataFrame]) -> list[Metric]:
     `step.<part>`.
     """
     found = way_metrics(tables["ways"])
-    found += [Metric(f"waterfall.{row.key}.memory", row.peak, unit="bytes") for row in tables["memory"].itertuples()]
+    found += [
+        Metric(name=f"waterfall.{row.key}.memory", value=row.peak, unit="bytes")
+        for row in tables["memory"].itertuples()
+    ]
     loss, norm = check_parity(tables["parity"])
-    found += [Metric("waterfall.largest_difference.loss", loss, unit="nats/token")]
-    found += [Metric("waterfall.largest_difference.norm", norm, unit="fraction")]
+    found += [Metric(name="waterfall.largest_difference.loss", value=loss, unit="nats/token")]
+    found += [Metric(name="waterfall.largest_difference.norm", value=norm, unit="fraction")]
     cases = tables["cases"]
     for (kind, case), group in cases.groupby(["kind", "case"], sort=False):
         name = f"{kind}.{slug(case)}"
         found += [metric(f"{name}.tokens_per_second", group.real / group.seconds, "tokens/s")]
-        found += [Metric(f"{name}.memory", group.peak.iloc[0], unit="bytes")]
+        found += [Metric(name=f"{name}.memory", value=group.peak.iloc[0], unit="bytes")]
     errors = throughput(cases).error.abs()
-    found += [Metric("plan.error.largest", errors.max(), len(errors), unit="fraction")]
-    found += [Metric("plan.error.mean", errors.mean(), len(errors), unit="fraction")]
+    found += [Metric(name="plan.error.largest", value=errors.max(), n=len(errors), unit="fraction")]
+    found += [Metric(name="plan.error.mean", value=errors.mean(), n=len(errors), unit="fraction")]
     late = planned_seconds(cases).error.abs()
-    found += [Metric("plan.time_error.median", late.median(), len(late), unit="fraction")]
+    found += [Metric(name="plan.time_error.median", value=late.median(), n=len(late), unit="fraction")]
     found += [metric("overhead.share", overhead(tables["loop"]), "fraction")]
     parts = breakdown(tables["parts"], tables["loop"])
-    return found + [Metric(f"step.{slug(name)}", share, unit="fraction") for name, share in parts.items()]
+    return found + [Metric(name=f"step.{slug(name)}", value=share, unit="fraction") for name, share in parts.items()]
 
 
 def way_metrics(ways: pd.DataFrame) -> list[Metric]:

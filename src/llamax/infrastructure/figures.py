@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from llamax.infrastructure import analysis
-from llamax.papers.style import styled
+from llamax.papers.style import error_bar, styled
 
 LABELS = {
     "padded": "padded, all logits,\nfp32", "targets": "logits of\ntargets only", "flat": "documents\nend to end",
@@ -30,8 +30,8 @@ def waterfall(ways: pd.DataFrame, memory: pd.DataFrame) -> Figure:
     figure, (speed, size) = plt.subplots(1, 2, figsize=(5.5, 2.8), sharey=True, width_ratios=(2.2, 1))
     chosen = [found[f"waterfall.{key}.tokens_per_second"] for key in keys]
     values = np.array([metric.value for metric in chosen])
-    errors = np.array([[metric.value - metric.low, metric.high - metric.value] for metric in chosen]).T
-    speed.barh(places, values, xerr=np.maximum(errors, 0), color="#0072B2", alpha=0.6, height=0.62, ecolor="0.2")
+    errors = np.array([error_bar(metric) for metric in chosen]).T
+    speed.barh(places, values, xerr=errors, color="#0072B2", alpha=0.6, height=0.62, ecolor="0.2")
     for place, key, metric in zip(places, keys, chosen, strict=True):
         text = f"{found[f'waterfall.{key}.speedup'].value:.1f}×, MFU {found[f'waterfall.{key}.mfu'].value:.0%}"
         speed.annotate(text, (metric.high, place), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7)
@@ -135,7 +135,7 @@ def breakdown(parts: pd.DataFrame, loop: pd.DataFrame) -> Figure:
     own = analysis.metric("loop", 100 * analysis.overhead(loop), "%")
     figure, axes = plt.subplots(figsize=(4.2, 2.2))
     axes.barh(np.arange(len(shares)), shares, color="#0072B2", alpha=0.6, height=0.62)
-    error = [[max(0, own.value - own.low)], [max(0, own.high - own.value)]]
+    error = np.array([error_bar(own)]).T
     axes.errorbar(own.value, shares.index.get_loc("loop"), xerr=error, color="0.2", linestyle="")
     axes.set_yticks(np.arange(len(shares)), [PARTS.get(name, name) for name in shares.index])
     axes.set(xlabel="share of a step (%)")

@@ -22,6 +22,7 @@ from llamax.models.load import load
 from llamax.models.precision import DTYPES
 from llamax.progress import progress_over
 from llamax.runs import Run
+from llamax.runs.records import Metric
 from llamax.training.config import TrainConfig
 from llamax.training.plan.compute import flops
 from llamax.training.plan.setup import Setup
@@ -83,12 +84,12 @@ class Study:
         self.tables["cases"] = pd.concat(found, ignore_index=True)
         return analysis.waterfall(self.tables["ways"], self.tables["memory"])
 
-    def conclude(self) -> list[analysis.Metric]:
+    def conclude(self) -> list[Metric]:
         """The study's numbers; they go into the run's record, which is then complete."""
         found = analysis.metrics(self.tables)
         if not self.run.reused:
             for one in found:
-                self.run.metric(**one._asdict())
+                self.run.metric(**one.model_dump())
             self.run.items(analysis.outcomes(self.tables["ways"]))
             for name, frame in self.tables.items():
                 self.run.series(name, frame)

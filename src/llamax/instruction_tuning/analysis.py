@@ -4,28 +4,15 @@ An outcome table has the columns item, task, method, protocol, replicate, outcom
 and protocol. `base` is the untuned model; its replicate is 0. Everything is compared item by item with it.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 import pandas as pd
 
 from llamax import statistics
+from llamax.runs.records import Metric
 
 TEXT = "text_loss"  # the task name of the plain-text loss; its outcome is nats per token of one held-out document
 COUNTED_ELSEWHERE = ("truthfulqa_mc1",)  # the overall gain counts TruthfulQA once, by MC2
 KEYS = ["method", "protocol", "task"]
-
-
-class Metric(NamedTuple):
-    """One number of the record: `name`, `value`, and how sure it is."""
-
-    name: str
-    value: float
-    n: int
-    standard_error: float
-    low: float
-    high: float
-    unit: str
 
 
 def metrics(items: pd.DataFrame) -> list[Metric]:
@@ -40,14 +27,14 @@ def metrics(items: pd.DataFrame) -> list[Metric]:
         name = ".".join(part for part in (method, "" if protocol in ("lm-eval", "text") else protocol) if part)
         table, clusters = replicate_table(group)
         if task == TEXT:
-            found.append(_metric(f"{name}.{TEXT}", statistics.combine(table, clusters), "nats/token"))
+            found.append(Metric.of(f"{name}.{TEXT}", statistics.combine(table, clusters), "nats/token"))
         else:
             score = statistics.combine_scores([table], [clusters])
-            found.append(_metric(f"{name}.{task}.accuracy", score, "fraction"))
+            found.append(Metric.of(f"{name}.{task}.accuracy", score, "fraction"))
         if method != "base":
             change = statistics.combine(table - baseline(items, protocol, task), clusters)
             last, unit = ("forgetting", "nats/token") if task == TEXT else (f"{task}.gain", "fraction")
-            found.append(_metric(f"{name}.{last}", change, unit))
+            found.append(Metric.of(f"{name}.{last}", change, unit))
     return found + overall_gains(items)
 
 
@@ -65,7 +52,7 @@ def overall_gains(items: pd.DataFrame) -> list[Metric]:
             tables.append(outcomes - baseline(items, protocol, task))
             clusters.append(names)
         name = ".".join(part for part in (method, "" if protocol == "lm-eval" else protocol) if part)
-        found.append(_metric(f"{name}.overall.gain", statistics.combine_strata(tables, clusters), "fraction"))
+        found.append(Metric.of(f"{name}.overall.gain", statistics.combine_strata(tables, clusters), "fraction"))
     return found
 
 
@@ -101,11 +88,7 @@ def table(found: list[Metric], kind: str = "gain") -> pd.DataFrame:
     for metric in found:
         if metric.name.endswith(kind):
             scale = 100 if metric.unit == "fraction" else 1
-            value, low, high = (scale * number for number in (metric.value, metric.low, metric.high))
+            value, low, high = scale * np.array([metric.value, metric.low, metric.high], float)  # NaN: not known
             rows[metric.name] = {"value": value, "low": low, "high": high, "n": metric.n, "unit": metric.unit}
     shown = pd.DataFrame.from_dict(rows, orient="index")
     return shown.replace({"unit": {"fraction": "points"}}).round(3)
-
-
-def _metric(name: str, estimate: statistics.Combined, unit: str) -> Metric:
-    return Metric(name, estimate.value, estimate.n, estimate.standard_error, estimate.low, estimate.high, unit)

@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from llamax.instruction_tuning.analysis import Metric
-from llamax.papers.style import METHOD_LOOK, styled
+from llamax.papers.style import METHOD_LOOK, error_bar, styled
+from llamax.runs.records import Metric
 
 
 @styled
@@ -34,7 +34,7 @@ def gains(found: list[Metric], protocol: str = "") -> Figure:
     figure, axes = plt.subplots(figsize=(5.5, 2.4))
     for shift, method in zip(np.linspace(-0.15, 0.15, len(methods)), methods, strict=True):
         chosen = [wanted[f"{method}{prefix}{name}.gain"] for name in names]
-        values = 100 * np.array([[m.value, m.value - m.low, m.high - m.value] for m in chosen])
+        values = 100 * np.array([[m.value, *error_bar(m)] for m in chosen])
         look = METHOD_LOOK[method]
         axes.errorbar(
             np.arange(len(names)) + shift,
@@ -64,8 +64,8 @@ def trade_off(found: list[Metric], protocol: str = "") -> Figure:
             axes.errorbar(
                 cost.value,
                 100 * bought.value,
-                xerr=[[cost.value - cost.low], [cost.high - cost.value]],
-                yerr=[[100 * (bought.value - bought.low)], [100 * (bought.high - bought.value)]],
+                xerr=np.array([error_bar(cost)]).T,
+                yerr=100 * np.array([error_bar(bought)]).T,
                 fmt=look["marker"],
                 color=look["color"],
                 label=look["label"],

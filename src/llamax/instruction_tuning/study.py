@@ -31,6 +31,7 @@ from llamax.models.precision import DTYPES
 from llamax.models.template import check_template
 from llamax.progress import Progress, progress_over
 from llamax.runs import Run
+from llamax.runs.records import Metric
 from llamax.training.config import Job
 from llamax.training.launch import train
 from llamax.training.loop import count_steps
@@ -111,12 +112,12 @@ class Study:
         self.answers = pd.concat([arm["answers"] for arm in done], ignore_index=True)
         return self.items
 
-    def conclude(self) -> list[analysis.Metric]:
+    def conclude(self) -> list[Metric]:
         """The study's numbers; they go into the run's record, which is then complete."""
         found = analysis.metrics(self.items)
         if not self.run.reused:
             for metric in found:
-                self.run.metric(**metric._asdict())
+                self.run.metric(**metric.model_dump())
             self.run.items(self.items)
             self.run.series("curves", self.curves)
             self.run.series("answers", self.answers)

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
@@ -42,6 +43,13 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
         return figure
 
     return drawn
+
+
+def error_bar(found: Any) -> tuple[float, float]:
+    """How far a metric's interval reaches below and above its value; 0, 0 where it is not known."""
+    if found.low is None or found.high is None:
+        return 0.0, 0.0
+    return max(0.0, found.value - found.low), max(0.0, found.high - found.value)
 
 
 def save_figure(figure: Figure, path: Path) -> Path:

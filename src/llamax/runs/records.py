@@ -1,10 +1,11 @@
 """The result record: `result.json`, the only thing that says what a run found and whether it may be used."""
 
 import json
+import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from llamax import files
 from llamax.config import Config, explain
@@ -24,6 +25,19 @@ class Metric(Config, allow_inf_nan=False):
     low: float | None = None
     high: float | None = None
     unit: str = ""
+
+    @field_validator("value", "n", "standard_error", "low", "high", mode="before")
+    @classmethod
+    def _plain(cls, value: Any) -> Any:
+        """Numpy's scalars become Python's: pydantic takes no np.float32, and JSON has none."""
+        return value.item() if hasattr(value, "item") else value
+
+    @classmethod
+    def of(cls, name: str, estimate: Any, unit: str) -> Self:
+        """From an estimate's `value`, `n`, `standard_error`, `low`, `high`; NaN, as of one item alone, is not known."""
+        sure = {key: getattr(estimate, key) for key in ("standard_error", "low", "high")}
+        known = {key: None if math.isnan(number) else number for key, number in sure.items()}
+        return cls(name=name, value=estimate.value, n=estimate.n, unit=unit, **known)
 
 
 class Cost(Config):

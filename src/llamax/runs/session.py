@@ -118,12 +118,10 @@ class Run:
         self._must_be_open(f"metric {name!r}")
         _check_name(name, "metric")
         numbers = {"value": value, "standard_error": standard_error, "low": low, "high": high}
-        # Numpy scalars become Python's: pydantic takes no np.float32, and JSON has none.
-        plain = {key: None if number is None else float(number) for key, number in numbers.items()}
-        bad = next((key for key, number in plain.items() if number is not None and not math.isfinite(number)), None)
+        bad = next((key for key, number in numbers.items() if number is not None and not math.isfinite(number)), None)
         if bad:
-            raise RunError(f"metric {name!r}: {bad} = {plain[bad]} is not a finite number")
-        metric = Metric(name=name, n=None if n is None else int(n), unit=unit, **plain)
+            raise RunError(f"metric {name!r}: {bad} = {numbers[bad]} is not a finite number")
+        metric = Metric(name=name, n=n, unit=unit, **numbers)
         self.record = self.record.replace(metrics={**self.record.metrics, name: metric})
 
     def items(self, frame: "pd.DataFrame") -> None:
