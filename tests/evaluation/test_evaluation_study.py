@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from recorder import Recorder
 
 from llamax import statistics
 from llamax.errors import ModelError, ParameterError
@@ -24,34 +25,10 @@ SMALL = {
 }  # fmt: skip
 
 
-class FakeRun:
-    """What a study asks of a run, without a notebook."""
-
-    def __init__(self, folder):
-        self.scratch, self.reused = folder, False
-        self.record = type("Record", (), {"key": "k", "parts": {}, "notes": {}, "run": "fake"})()
-        self.metrics, self.tables, self.notes, self.done = {}, {}, {}, False
-
-    def metric(self, name, value, **more):
-        self.metrics[name] = value
-
-    def items(self, frame):
-        self.tables["items"] = frame
-
-    def series(self, name, frame):
-        self.tables[name] = frame
-
-    def note(self, name, value):
-        self.notes[name] = value
-
-    def complete(self):
-        self.done = True
-
-
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     config = EvaluationConfig(profile="test", **SMALL)
-    study = Study(config, FakeRun(tmp_path_factory.mktemp("run")))
+    study = Study(config, Recorder(tmp_path_factory.mktemp("run")))
     study.run_all()
     return study
 
@@ -76,7 +53,7 @@ def test_items_are_those_that_the_gate_reads(study):
 def test_the_record_has_every_number_and_its_interval(study):
     study.conclude()
     run = study.run
-    assert run.done and json.dumps(run.notes)
+    assert run.completed and json.dumps(run.notes)
     hashes = run.notes[MODELS]
     assert hashes == {label: fingerprint(spec) for label, spec in study.models.items()}
     assert list(hashes) == [CURRENT, CANDIDATE] and hashes[CURRENT] != hashes[CANDIDATE]
@@ -86,11 +63,11 @@ def test_the_record_has_every_number_and_its_interval(study):
     gain = statistics.paired_difference(both[CANDIDATE], both[CURRENT])
     assert run.metrics["gain.knowledge"] == pytest.approx(gain.value)
     assert {"candidate.knowledge.ece", "spread.current.knowledge.wording", "detectable.open_qa"} <= set(run.metrics)
-    assert set(run.tables) == {"items", "confidence", "variance", "leaks", "curve"}
+    assert set(run.frames) == {"items", "confidence", "variance", "leaks", "curve"}
 
 
 def test_what_is_done_is_not_done_again(study, monkeypatch):
-    again = Study(study.config, FakeRun(study.run.scratch))
+    again = Study(study.config, Recorder(study.run.scratch))
     monkeypatch.setattr("llamax.evaluation.study.train", lambda *_, **__: pytest.fail("trained again"))
     monkeypatch.setattr("llamax.evaluation.study.load", lambda *_, **__: pytest.fail("loaded again"))
     pd.testing.assert_frame_equal(again.run_all(), study.items)
@@ -127,7 +104,7 @@ def outcomes(model, benchmark, values, clusters=None):
 
 def made(items, variance=None):
     """A study whose answers are given."""
-    study = Study(EvaluationConfig(profile="test", candidate="smol"), FakeRun(None))
+    study = Study(EvaluationConfig(profile="test", candidate="smol"), Recorder(None))
     study.items = items
     study.measured = {
         model: {
@@ -288,7 +265,7 @@ def test_real_benchmarks_by_one_process_and_by_two_are_the_same(real, tmp_path, 
     studies = []
     for count in ("1", "2"):
         monkeypatch.setenv("LLAMAX_RANKS", count)
-        studies.append(Study(real, FakeRun(tmp_path / f"run-{count}")))
+        studies.append(Study(real, Recorder(tmp_path / f"run-{count}")))
         studies[-1].run_all()
     one, two = studies
     pd.testing.assert_frame_equal(one.items, two.items)
@@ -299,13 +276,13 @@ def test_real_benchmarks_by_one_process_and_by_two_are_the_same(real, tmp_path, 
     monkeypatch.setenv("LLAMAX_RANKS", "1")
     monkeypatch.setattr("llamax.evaluation.engines.generate", lambda *_, **__: pytest.fail("asked again"))
     monkeypatch.setattr("llamax.evaluation.engines.score_choices", lambda *_, **__: pytest.fail("asked again"))
-    again = Study(real, FakeRun(tmp_path / "run-2"))
+    again = Study(real, Recorder(tmp_path / "run-2"))
     pd.testing.assert_frame_equal(again.run_all(), two.items)
     assert one.measured[CURRENT]["mmlu_anatomy"].shots == 5
 
 
 def test_seeds_are_asked_where_examples_are_drawn(real, tmp_path):
-    study = Study(real, FakeRun(tmp_path / "run"))
+    study = Study(real, Recorder(tmp_path / "run"))
     study.run_all()
     kinds = study.variance.groupby(["benchmark", "kind"]).setting.nunique().to_dict()
     assert kinds == {("mmlu_anatomy", "wording"): 2, ("gsm8k", "wording"): 2, ("gsm8k", "seed"): 2}
@@ -313,7 +290,7 @@ def test_seeds_are_asked_where_examples_are_drawn(real, tmp_path):
 
 def test_a_benchmark_that_does_not_exist_is_told_before_anything_is_trained(real, tmp_path, monkeypatch):
     monkeypatch.setattr(Study, "_look_for_leaks", lambda self: pytest.fail("the work has begun"))
-    study = Study(real.model_copy(update={"limits": {"mmmlu_klingon": 3}}), FakeRun(tmp_path / "run"))
+    study = Study(real.model_copy(update={"limits": {"mmmlu_klingon": 3}}), Recorder(tmp_path / "run"))
     with pytest.raises(ParameterError, match="unknown benchmark 'mmmlu_klingon'"):
         study.run_all()
 
@@ -326,10 +303,10 @@ def test_a_window_that_cuts_a_prompt_is_an_error_that_names_the_items(real, tmp_
     config.save_pretrained(real.model)
     (tmp_path / "tiny" / "llamax.json").unlink()  # the notes, which would say that config.json was changed
     with pytest.raises(ModelError, match=r"items need more tokens than the model's window of 128: mmlu_anatomy/0"):
-        Study(real, FakeRun(tmp_path / "run")).run_all()
+        Study(real, Recorder(tmp_path / "run")).run_all()
 
 
 def test_a_number_of_ranks_that_is_none_is_one_clear_line(real, tmp_path, monkeypatch):
     monkeypatch.setenv("LLAMAX_RANKS", "0")
     with pytest.raises(ParameterError, match="LLAMAX_RANKS=0: want a number of processes from 1"):
-        Study(real, FakeRun(tmp_path / "run")).run_all()
+        Study(real, Recorder(tmp_path / "run")).run_all()

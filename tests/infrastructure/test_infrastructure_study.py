@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+from recorder import run_study
 
 from llamax.infrastructure import figures, measure
 from llamax.infrastructure import study as room
@@ -12,42 +13,13 @@ from llamax.runs import parse_parameters
 SMALL = {"waterfall.documents": 8, "waterfall.batch": 4, "lengths": [64, 128], "micro_batches": [1, 2]}
 
 
-class Recording:
-    """Stands for an open run: keeps what it is told."""
-
-    reused = False
-
-    def __init__(self, scratch):
-        self.scratch, self.metrics, self.frames, self.costs, self.completed = scratch, {}, {}, {}, False
-
-    def metric(self, name, value, **rest):
-        self.metrics[name] = value
-
-    def items(self, frame):
-        self.frames["items"] = frame
-
-    def series(self, name, frame):
-        self.frames[name] = frame
-
-    def cost(self, **costs):
-        self.costs = costs
-
-    def complete(self):
-        self.completed = True
-
-
-def run_study(scratch, **overrides):
-    run = Recording(scratch)
-    study = Study(parse_parameters("infrastructure", "test", 0, SMALL | overrides), run)
-    study.prepare()
-    study.run_all()
-    study.conclude()
-    return study, run
+def run_in(scratch, **overrides):
+    return run_study(Study, parse_parameters("infrastructure", "test", 0, SMALL | overrides), scratch)
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    return run_study(tmp_path_factory.mktemp("study"))
+    return run_in(tmp_path_factory.mktemp("study"))
 
 
 def test_every_way_and_every_case_is_measured(done):
@@ -59,8 +31,8 @@ def test_every_way_and_every_case_is_measured(done):
     assert set(run.frames["cases"].case) == set(study.config.swept())
     assert run.metrics["waterfall.largest_difference.loss"] < 1e-5
     assert 0 < run.metrics["overhead.share"] < 1
-    assert run.costs["tokens"] == ways.real.sum() + run.frames["cases"].real.sum()
-    assert run.costs["flops"] > 0
+    assert run.tokens == ways.real.sum() + run.frames["cases"].real.sum()
+    assert run.flops > 0
 
 
 def test_the_plan_is_within_a_tenth(done):
@@ -81,7 +53,7 @@ def test_what_is_done_is_read_back(done, monkeypatch):
     for name in ("take_steps", "counted", "shares", "loop_seconds"):
         monkeypatch.setattr(measure, name, never)
     monkeypatch.setattr(room, "one_way", never)
-    _, second = run_study(run.scratch)
+    _, second = run_in(run.scratch)
     assert second.metrics == run.metrics
     pd.testing.assert_frame_equal(second.frames["items"], run.frames["items"])
 
@@ -102,7 +74,7 @@ def test_the_pictures_have_axes_with_units(done):
 
 @pytest.mark.slow
 def test_one_start_of_the_ranks_goes_through_all_cases(tmp_path):
-    study, run = run_study(tmp_path, **{"cases": ["ZeRO-0", "ZeRO-3, all offloaded"], "ranks.steps": 2})
+    study, run = run_in(tmp_path, **{"cases": ["ZeRO-0", "ZeRO-3, all offloaded"], "ranks.steps": 2})
     sharded = run.frames["sharded"]
     assert sharded.groupby("case", sort=False).step.count().to_dict() == {"ZeRO-0": 2, "ZeRO-3, all offloaded": 2}
     assert run.metrics["plan.error.largest"] <= 0.10

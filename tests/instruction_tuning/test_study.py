@@ -2,53 +2,20 @@
 
 import pandas as pd
 import pytest
+from recorder import run_study
 
 from llamax.instruction_tuning import study as room
 from llamax.instruction_tuning.study import Study
 from llamax.runs import parse_parameters
 
 
-class Recorder:
-    """Stands for an open run: keeps what it is told."""
-
-    reused = False
-
-    def __init__(self, scratch):
-        self.scratch, self.metrics, self.frames, self.notes = scratch, {}, {}, {}
-        self.tokens, self.flops, self.completed = 0, 0.0, False
-
-    def metric(self, name, value, **rest):
-        self.metrics[name] = value
-
-    def items(self, frame):
-        self.frames["items"] = frame
-
-    def series(self, name, frame):
-        self.frames[name] = frame
-
-    def note(self, key, value):
-        self.notes[key] = value
-
-    def cost(self, *, tokens=0, flops=0.0, seconds=0.0):
-        self.tokens, self.flops = self.tokens + tokens, self.flops + flops
-
-    def complete(self):
-        self.completed = True
-
-
-def run_study(scratch):
-    """A whole study in `scratch`; gives it and what it recorded."""
-    run = Recorder(scratch)
-    study = Study(parse_parameters("instruction_tuning", "test", 0), run)
-    study.prepare()
-    study.run_all()
-    study.conclude()
-    return study, run
+def run_in(scratch):
+    return run_study(Study, parse_parameters("instruction_tuning", "test", 0), scratch)
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    return run_study(tmp_path_factory.mktemp("study"))
+    return run_in(tmp_path_factory.mktemp("study"))
 
 
 def test_every_arm_is_trained_from_the_base_and_evaluated_as_itself(done):
@@ -82,7 +49,7 @@ def test_what_is_done_is_read_back_and_counted(done, monkeypatch):
 
     monkeypatch.setattr(room, "train", never)
     monkeypatch.setattr(room, "load", never)
-    _, second = run_study(run.scratch)
+    _, second = run_in(run.scratch)
     pd.testing.assert_frame_equal(second.frames["items"], run.frames["items"])
     assert second.metrics == run.metrics
     assert (second.tokens, second.flops) == (run.tokens, run.flops)
