@@ -137,7 +137,7 @@ def test_order_does_not_depend_on_ranks_or_on_where_one_starts(folders):
     for step in reversed(steps):
         batches = []
         for config in configs:
-            rows = rows_of_step(step, len(data), config, data.visit)
+            rows = rows_of_step(step, data, config)
             shares = [micro_batches(rows, config, rank) for rank in range(config.ranks)]
             batches.append(sorted(row for share in shares for row in share.flatten().tolist() if row >= 0))
         assert batches[0] == batches[1] == batches[2]

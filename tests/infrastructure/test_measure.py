@@ -53,7 +53,7 @@ def test_a_step_takes_the_memory_that_is_planned_for_its_largest_forward(tiny_mo
 def test_the_largest_forward_is_that_of_any_rank(rows):
     config = TrainConfig(batch_size=4, micro_batch=1, engine="deepspeed", ranks=2, zero_stage=1)
     lengths, targets = measure.largest_forward(rows, config, step=0)
-    chosen = measure.rows_of_step(0, len(rows), config)
+    chosen = measure.rows_of_step(0, rows, config)
     assert lengths.sum() == rows.lengths[chosen].max()
     assert targets in rows.supervised_lengths[chosen]
 

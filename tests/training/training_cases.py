@@ -105,7 +105,7 @@ def poisoned_loss(model, batch):
 
 def rows_of_steps(data, config, steps) -> np.ndarray:
     """The rows of several steps."""
-    found = [rows_of_step(step, len(data), config, data.visit) for step in steps]
+    found = [rows_of_step(step, data, config) for step in steps]
     return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 
@@ -141,7 +141,7 @@ def log_of(folder: Path, rank: int = 0) -> str:
 
 def gradients(engine, rows: Rows, config: TrainConfig) -> float:
     """Backward of the first optimizer step, without the update; the gradients stay in the engine. Gives the loss."""
-    indices = rows_of_step(0, len(rows), config)
+    indices = rows_of_step(0, rows, config)
     n = rows.supervised(indices)
     parts = [
         engine.loss_and_backward(collate(rows, micro, PAD), 1 / n)[0]

@@ -141,7 +141,7 @@ def fresh(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
 
 def largest_forward(rows: Rows, config: TrainConfig, step: int = 1) -> tuple[np.ndarray, int]:
     """Of a step's forwards, over all ranks, the one with most tokens: its documents' lengths, and its targets."""
-    indices, found = rows_of_step(step, len(rows), config), []
+    indices, found = rows_of_step(step, rows, config), []
     for rank in range(config.ranks):
         for micro in micro_batches(indices, config, rank):
             chosen = micro[micro >= 0]

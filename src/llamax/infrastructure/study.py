@@ -155,7 +155,7 @@ class Study:
         recipe, config = self.recipe, TrainConfig(batch_size=self.recipe.batch, micro_batch=self.recipe.micro)
         total = 0
         for step in range(self._steps):
-            for micro in measure.micro_batches(measure.rows_of_step(step, len(recipe.single), config), config, 0):
+            for micro in measure.micro_batches(measure.rows_of_step(step, recipe.single, config), config, 0):
                 lengths = recipe.single.lengths[micro[micro >= 0]]
                 total += len(lengths) * int(lengths.max(initial=0))
         return total

@@ -111,7 +111,7 @@ def one_way(
         losses = []
         with documents_attention(model) if way.documents else nullcontext():
             for step in range(min(whole, steps or whole)):
-                indices = rows_of_step(step, len(rows), config)
+                indices = rows_of_step(step, rows, config)
                 scale, total = 1 / rows.supervised(indices), 0.0
                 for micro in micro_batches(indices, config, 0):
                     if (micro >= 0).any():

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llamax.data.packing import epoch_order
 from llamax.errors import TrainingError
 from llamax.training.attention import documents_attention
 from llamax.training.checkpoint import Checkpoints, seed_everything
@@ -23,7 +22,6 @@ from llamax.training.objectives import Objective, next_token_loss, objective_of
 from llamax.training.schedules import assert_rate_moves, learning_rate
 
 OnStep = Callable[[StepMetrics], None]
-Visit = Callable[[int, int, int, int], np.ndarray]
 
 
 def fit(
@@ -60,7 +58,7 @@ def fit(
     with documents_attention(model):
         for step in guard.steps(resumed_from, steps):
             began = time.perf_counter()
-            indices = rows_of_step(step, len(rows), config, rows.visit)
+            indices = rows_of_step(step, rows, config)
             supervised, share = rows.supervised(indices), micro_batches(indices, config, engine.rank)
             wanted, overflowed = learning_rate(step, steps, config), True
             while overflowed:  # in fp16 more than once: a step that DeepSpeed skips has taught nothing
@@ -110,14 +108,10 @@ def count_steps(rows: TrainingData, config: TrainConfig) -> int:
     return min(steps, config.max_steps or steps)
 
 
-def rows_of_step(step: int, n_rows: int, config: TrainConfig, visit: Visit | None = None) -> np.ndarray:
-    """Rows of one optimizer step, at most `batch_size`: a function of the step, so a checkpoint stores no position.
-
-    visit: of the data (`TrainingData.visit`); that of `Rows` when left out.
-    """
-    epoch, batch = divmod(step, math.ceil(n_rows / config.batch_size))
-    start, stop = batch * config.batch_size, (batch + 1) * config.batch_size
-    return visit(config.seed, epoch, start, stop) if visit else epoch_order(n_rows, config.seed, epoch)[start:stop]
+def rows_of_step(step: int, rows: TrainingData, config: TrainConfig) -> np.ndarray:
+    """Rows of one optimizer step, at most `batch_size`: a function of the step, so a checkpoint stores no position."""
+    epoch, batch = divmod(step, math.ceil(len(rows) / config.batch_size))
+    return rows.visit(config.seed, epoch, batch * config.batch_size, (batch + 1) * config.batch_size)
 
 
 def micro_batches(indices: np.ndarray, config: TrainConfig, rank: int) -> np.ndarray:
