@@ -52,7 +52,8 @@ class StabilityConfig(Parameters):
     the loss, the logarithm of the gradient norm, is a spike; 0 does not look. rewind: steps from the spike back to the
     checkpoint at least; 0: the newest. skip_before, skip_after: batches left out beside the one of the spike (PaLM:
     rewind about 100, 200 to 500 batches skipped). max_rollbacks: after so many the run stops.
-    not_finite: what becomes of a loss or gradient that is no number: the run stops, or it counts as a spike.
+    not_finite: what becomes of a loss or gradient that is no number: the run stops, or it counts as a spike. In fp16
+    the run stops with either where gradients overflow at the smallest loss scale: one that cannot shrink is no spike.
     """
 
     window: int = Field(128, ge=4)

@@ -30,6 +30,8 @@ def load_resharded(engine: Any, checkpoint: Path) -> None:
     torch.distributed.barrier()
     adam = engine.basic_optimizer
     kept = [{key: value for key, value in group.items() if key != "params"} for group in adam.param_groups]
+    # The public way, "checkpoint": {"load_universal": true} in DeepSpeed's JSON, is said before the engine is made and
+    # holds for every load; a later rewind takes a checkpoint of these ranks, which is not universal.
     engine._config.load_universal_checkpoint = True
     try:
         engine.load_checkpoint(converted, tag=TAG, load_module_strict=False)
