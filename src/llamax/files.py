@@ -120,12 +120,15 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def sweep(path: Path | str) -> None:
-    """Remove what a killed `atomic_folder(path)` or `write_atomic(path)` left behind.
+    """Remove what a killed `atomic_folder(path)` or `write_atomic(path)` left behind: `.<name>.*` beside `path`.
 
-    For callers that know that nobody else is writing `path` now.
+    For callers that know that nobody else is writing `path` now. What cannot be removed stays: it is in nobody's way.
     """
     for leftover in Path(path).parent.glob(f".{Path(path).name}.*"):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -72,7 +72,7 @@ def test_killed_run_is_the_same_run(tmp_path, step):
     whole = train(tmp_path / "whole")
     spec = {"out": str(tmp_path / "cut"), "config": EVERY.model_dump(mode="json"), "die_after": step}
     assert run_ranks(1, [spec], tmp_path) == [-9], log_of(tmp_path)
-    half_written = tmp_path / "cut" / "checkpoints" / ".step-00000009"
+    half_written = tmp_path / "cut" / "checkpoints" / ".step.00000009"
     half_written.mkdir(parents=True)
     (half_written / "torch.pt").write_bytes(b"half")
     resumed = train(tmp_path / "cut")

@@ -123,8 +123,10 @@ def test_a_killed_rank_ends_all_is_named_and_the_run_goes_on(tmp_path, tiny_mode
     job = new_job(tmp_path, tiny_model, tiny_tokenizer)
     job = job.model_copy(update={"train": new_config(**SHARDED, max_steps=4, checkpoint_every=2)})
     monkeypatch.setenv("LLAMAX_KILL", f"{rank}:2")
+    half_written = tmp_path / "out" / "checkpoints" / ".step.00000003"
     with pytest.raises(LaunchError) as error:
-        launch(job)
+        launch(job, on_step=lambda step: half_written.mkdir(parents=True, exist_ok=True))
+    assert not half_written.exists()
     assert str(error.value).splitlines()[-1] == f"rank {rank} ended without a traceback: killed, or out of memory?"
     ours = str(tmp_path / "out")
     assert not [one for one in psutil.process_iter(["cmdline"]) if ours in " ".join(one.info["cmdline"] or [])]

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from llamax.errors import CheckpointError, DiskFullError, TrainingError
-from llamax.files import clear_disk_errors, sha256_file, sync_folder
+from llamax.files import clear_disk_errors, sha256_file, sweep, sync_folder
 from llamax.training.engines import Engine
 from llamax.training.history import Event, StepMetrics
 
@@ -50,7 +50,7 @@ class Checkpoints(NamedTuple):
 
         Raises: DiskFullError: the older checkpoints are untouched.
         """
-        work, final = self.folder / f".step-{step:08d}", self.folder / f"step-{step:08d}"
+        work, final = self.folder / f".step.{step:08d}", self.folder / f"step-{step:08d}"
         if engine.rank == 0:
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir(parents=True)
@@ -83,8 +83,7 @@ class Checkpoints(NamedTuple):
         Raises: CheckpointError: it is damaged, or is another run's. No older one is taken in silence.
         """
         if engine.rank == 0:
-            for leftover in self.folder.glob(".step-*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            sweep(self.folder / "step")
         newest = self.complete()[-1:]
         engine.gather(None)
         return self._restore(newest[0], engine) if newest else Past()

@@ -23,7 +23,7 @@ def saved_ranks(checkpoint: Path) -> int:
 
 def load_resharded(engine: Any, checkpoint: Path) -> None:
     """Put a checkpoint of any number of ranks into a DeepSpeed `engine`, whose ranks all call this."""
-    converted = checkpoint.parent / f".step-for-{torch.distributed.get_world_size()}-ranks"  # swept at the next start
+    converted = checkpoint.parent / f".step.for-{torch.distributed.get_world_size()}-ranks"  # swept at the next start
     if torch.distributed.get_rank() == 0:
         shutil.rmtree(converted, ignore_errors=True)
         convert(checkpoint / TAG, converted / TAG)

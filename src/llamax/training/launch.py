@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from llamax.errors import LaunchError
-from llamax.files import write_atomic
+from llamax.files import sweep, write_atomic
 from llamax.training.config import Job
 from llamax.training.history import History, StepMetrics
 from llamax.training.preflight import placed
@@ -67,7 +67,6 @@ def launch(job: Job, *, on_step: OnStep | None = None) -> History:
 
     status = run_ranks("llamax.training.worker", folder / "job.json", where, follow)
     if status or not (folder / "history.json").exists():
-        for half in folder.parent.glob("checkpoints/.step-*"):  # nobody writes any more; on a full disk it is the disk
-            shutil.rmtree(half, ignore_errors=True)
+        sweep(folder.parent / "checkpoints" / "step")  # half a checkpoint may be all that was left of the disk
         raise LaunchError(first_failure(folder, status, where.ranks))
     return History.from_json((folder / "history.json").read_text())
