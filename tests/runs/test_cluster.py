@@ -175,36 +175,6 @@ def test_bad_input_is_one_line_and_nothing_is_submitted(home, fake, arguments, s
 class TestRanks:
     """The ranks of direction 01 follow from nodes and GPUs."""
 
-    def spread(self, nodes, gpus, overrides=None, profile="7b"):
-        resources = cluster.Resources(nodes=nodes, gpus_per_node=gpus)
-        return cluster.spread("instruction_tuning", profile, overrides or {}, resources)
-
-    def test_nodes_times_gpus(self):
-        assert self.spread(1, 8) == ({}, 8)  # as the profile has it: no override, the same key
-        assert self.spread(2, 4) == ({}, 4)
-        assert self.spread(2, 8) == ({"train.ranks": 16, "train.micro_batch": 1}, 8)
-        given = {"train.batch_size": 64, "train.micro_batch": 2}
-        assert self.spread(2, 8, given) == ({**given, "train.ranks": 16}, 8)
-        assert self.spread(1, 2, {"train.batch_size": 16}) == ({"train.batch_size": 16, "train.ranks": 2}, 2)
-
-    def test_ranks_that_cannot_share_the_batch_are_told_what_they_could(self):
-        for overrides, batch, wanted in (
-            ({}, 16, 24),
-            ({"train.batch_size": 25}, 25, 48),
-            ({"micro_batch": 4}, 16, 96),
-        ):
-            says = rf"^batch_size {batch} cannot be shared by 24 ranks: -p train.batch_size={wanted} \(or a multiple\)$"
-            with pytest.raises(ParameterError, match=says):
-                self.spread(3, 8, overrides)
-            changed, _ = self.spread(3, 8, overrides | {"train.batch_size": wanted})
-            assert parse_parameters("instruction_tuning", "7b", 0, changed).train.ranks == 24
-
-    def test_without_gpus_the_nodes_share_the_ranks_of_the_profile(self):
-        overrides = {"train.engine": "deepspeed", "train.ranks": 4, "train.micro_batch": 1}
-        assert self.spread(2, 0, overrides, "nano") == (overrides, 2)
-        with pytest.raises(ParameterError, match="--nodes 3: they cannot share 4 ranks equally"):
-            self.spread(3, 0, overrides, "nano")
-
     def test_what_follows_is_said(self, fake, monkeypatch, home):
         heard = []
         monkeypatch.setenv("LLAMAX_HOME", str(ROOT))
@@ -213,10 +183,6 @@ class TestRanks:
         with pytest.raises(RunError, match="no Slurm here"):
             cluster.submit("instruction_tuning", "7b", [0], {}, resources, tell=heard.append)
         assert heard == ["from nodes and GPUs follows: train.ranks=16, train.micro_batch=1"]
-
-    def test_ranks_are_not_said_twice(self):
-        with pytest.raises(ParameterError, match="-p ranks=8: leave it out, nodes x GPUs are 16 ranks"):
-            self.spread(2, 8, {"ranks": 8})
 
     @pytest.mark.parametrize(
         ("arguments", "says"),

@@ -3,8 +3,8 @@
 from typing import Any
 
 from llamax.errors import ParameterError
-from llamax.runs.cluster import Resources, spread
 from llamax.runs.parameters import parse_parameters
+from llamax.runs.placement import spread
 from llamax.training.plan import Hardware, Plan, PlanData, find_shape, plan
 from llamax.training.plan.shapes import Shape
 
@@ -34,9 +34,7 @@ def plan_profile(
     """
     overrides = overrides or {}
     if not any(name.split(".")[-1] == "ranks" for name in overrides):
-        overrides, _ = spread(
-            direction, profile, overrides, Resources(nodes=hardware.nodes, gpus_per_node=hardware.per_node)
-        )
+        overrides, _ = spread(direction, profile, overrides, hardware.nodes, hardware.per_node)
     config = parse_parameters(direction, profile, 0, overrides)
     train, data = getattr(config, "train", None), getattr(config, "data", None)
     if train is None or data is None:
