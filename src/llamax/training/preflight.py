@@ -1,6 +1,7 @@
 """What can be said against a training before anything is loaded: no GPU, too few, a key nobody knows. No torch.
 
 `LLAMAX_RANKS` trains a run of another number of ranks here on so many; where a run is computed is no parameter of it.
+A plan (`--gpus`) and notebook 07 (`ranks.ranks`) do not heed it: the number of ranks is what they are asked about.
 """
 
 import os
