@@ -66,8 +66,11 @@ def _master(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     parameter.data = parameter.data.to(dtype)
 
     def collect(parameter: Tensor) -> None:
-        gradient, parameter.grad = parameter.grad.to(torch.float32), None
-        master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+        if master.grad is None:
+            master.grad = parameter.grad.to(torch.float32)
+        else:
+            master.grad.add_(parameter.grad)  # summed in fp32; a GPU makes no copy in fp32 for it
+        parameter.grad = None
 
     parameter.register_post_accumulate_grad_hook(collect)
     return master
