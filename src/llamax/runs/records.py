@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError
 
 from llamax import files
 from llamax.config import Config, explain
@@ -16,7 +16,10 @@ Status = Literal["running", "complete", "failed", "interrupted"]
 
 
 class Metric(Config, allow_inf_nan=False):
-    """One number with its uncertainty: `value` in `unit`, over `n` items, 95% interval [`low`, `high`]."""
+    """One number with its uncertainty: `value` in `unit`, over `n` items, 95% interval [`low`, `high`].
+
+    Numpy's scalars become Python's.
+    """
 
     name: str
     value: float
@@ -25,12 +28,6 @@ class Metric(Config, allow_inf_nan=False):
     low: float | None = None
     high: float | None = None
     unit: str = ""
-
-    @field_validator("value", "n", "standard_error", "low", "high", mode="before")
-    @classmethod
-    def _plain(cls, value: Any) -> Any:
-        """Numpy's scalars become Python's: pydantic takes no np.float32, and JSON has none."""
-        return value.item() if hasattr(value, "item") else value
 
     @classmethod
     def of(cls, name: str, estimate: Any, unit: str) -> Self:
