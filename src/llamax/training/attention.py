@@ -89,8 +89,10 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, documents: Extents, scali
 
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     longest, starts = max(documents.lengths), documents.starts
+    # Said only where it is so: torch 2.11 does not know the word.
+    grouped = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}
     causal = (-1, 0)
-    out = varlen_attn(q, k, v, starts, starts, longest, longest, scale=scaling, window_size=causal, enable_gqa=True)
+    out = varlen_attn(q, k, v, starts, starts, longest, longest, scale=scaling, window_size=causal, **grouped)
     return out[None]
 
 

@@ -42,7 +42,10 @@ class MasterAdamW:
         """Clip, update, forget the gradients. Gives (global L2 norm before clipping, rate that was applied)."""
         for group in self.adam.param_groups:
             group["lr"] = learning_rate
-        norm = nn.utils.clip_grad_norm_(self.masters, self.grad_clip).item()
+        total = nn.utils.get_total_norm([master.grad for master in self.masters if master.grad is not None])
+        norm = total.item()
+        if norm > self.grad_clip:  # else there is no need to touch 4 bytes of every parameter
+            nn.utils.clip_grads_with_norm_(self.masters, self.grad_clip, total)
         if math.isfinite(norm):  # or every weight would be lost; the caller sees the norm
             self.adam.step()
         self.adam.zero_grad(set_to_none=True)
