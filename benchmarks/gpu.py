@@ -1,4 +1,4 @@
-"""Training of a LLaMA on one GPU: throughput, MFU and memory of our `fit`, and whether the GPU computes what a CPU does.
+"""Training of a LLaMA on one GPU: throughput, MFU and memory of our `fit`; and whether it computes what a CPU does.
 
     LLAMAX_DATA=... python benchmarks/gpu.py rows FOLDER [--documents 2048]   # Alpaca, tokenized and packed at 2,048
     python benchmarks/gpu.py measure FOLDER [--only PART_OF_A_NAME] [--out results/infrastructure]
@@ -39,12 +39,12 @@ from llamax.models.load import load_tokenizer
 from llamax.training.attention import Extents, attend
 from llamax.training.config import LoraConfig, TrainConfig
 from llamax.training.history import StepMetrics
-from llamax.training.lora import apply_lora
 from llamax.training.loop import fit, rows_of_step
+from llamax.training.lora import apply_lora
 from llamax.training.plan.compute import flops
 from llamax.training.plan.hardware import CPU, Gpu, find_gpu
 from llamax.training.plan.setup import PlanData, Setup
-from llamax.training.plan.shapes import Shape, find_shape, shape_of
+from llamax.training.plan.shapes import Shape, find_shape
 
 LENGTH, ROWS, WARM, EXAMPLES, RATE = 2048, 4, 2, 50_000, 2e-5
 
