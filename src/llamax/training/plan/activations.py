@@ -21,7 +21,7 @@ from llamax.training.plan.shapes import Shape, targets
 SHORT = 512
 """Tokens of a document up to which a CPU keeps whole score matrices: `llamax.training.attention.SHORT`."""
 AT_ONCE = 2**22
-"""Logits that the loss turns to fp32 at a time: `llamax.training.cross_entropy.AT_ONCE`."""
+"""Logits that the loss turns to fp32 at a time: `llamax.training.cross_entropy.AT_ONCE` of a GPU."""
 
 
 class Layer(NamedTuple):
