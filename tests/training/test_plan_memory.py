@@ -8,9 +8,10 @@ from llamax.models.precision import DTYPES, cast
 from llamax.training import attention, cross_entropy
 from llamax.training.attention import Extents, documents_attention
 from llamax.training.config import LoraConfig, TrainConfig
+from llamax.training.fused import fused_norms
 from llamax.training.lora import apply_lora
 from llamax.training.plan import PlanData, find_shape, parse_hardware
-from llamax.training.plan.activations import AT_ONCE, SHORT, final_norm, layer, logits, loss, stem
+from llamax.training.plan.activations import AT_ONCE, SHORT, layer, logits, loss, norm, stem
 from llamax.training.plan.device import CONTEXT, FRAGMENTATION, device
 from llamax.training.plan.hardware import CPU, GIB, Hardware
 from llamax.training.plan.host import disk, host, offloaded, rounding, sub_groups
@@ -47,7 +48,8 @@ def kept_tensors(shape, setup):
     document = int(setup.mean_document)
     positions = torch.arange(document).repeat(setup.tokens // document)[None]
     ids = torch.zeros(1, setup.tokens, dtype=torch.int64)
-    with documents_attention(model), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with documents_attention(model), fused_norms(model), hooks:
         output = model.get_decoder()(ids, position_ids=positions, use_cache=False, documents=Extents.of(positions))
     assert output.last_hidden_state.requires_grad
     return sum(kept.values())
@@ -66,7 +68,7 @@ def test_a_layers_activations_are_what_autograd_keeps(precision, length, documen
 
 
 def test_what_the_plan_knows_of_attention_and_loss_by_heart_is_so():
-    assert (SHORT, AT_ONCE) == (attention.SHORT, cross_entropy.AT_ONCE)
+    assert (attention.SHORT, cross_entropy.AT_ONCE) == (SHORT, AT_ONCE)
 
 
 def test_a_gpu_keeps_no_scores_and_nothing_twice():
@@ -88,7 +90,8 @@ def test_with_lora_frozen_weights_keep_no_input_of_theirs():
     setup = Setup(precision="fp32", micro_batch=1, length=32, lora=LoraConfig(rank=4), on_cpu=True)
     three, one = (kept_tensors(TINY._replace(layers=n), setup) for n in (3, 1))
     assert (three - one) / 2 == layer(TINY, setup).total * setup.tokens
-    assert layer(TINY, setup).norms < layer(TINY, setup._replace(lora=None)).norms
+    gpu = setup._replace(on_cpu=False)
+    assert layer(TINY, gpu).norms < layer(TINY, gpu._replace(lora=None)).norms
 
 
 def test_the_stem_and_the_last_norm_are_the_rest():
@@ -96,7 +99,7 @@ def test_the_stem_and_the_last_norm_are_the_rest():
     shape = TINY._replace(layers=1)
     rest = kept_tensors(shape, setup) - layer(shape, setup).total * setup.tokens
     # autograd keeps the ids for the embedding; positions and the loss mask are the batch's own, 9 bytes a token
-    assert rest == (stem(shape, setup) - 9 + final_norm(shape, setup)) * setup.tokens
+    assert rest == (stem(shape, setup) - 9 + norm(shape, setup)) * setup.tokens
 
 
 def test_logits_are_those_of_targets_alone_and_hold_their_gradient():
@@ -105,7 +108,8 @@ def test_logits_are_those_of_targets_alone_and_hold_their_gradient():
     assert loss(TINY, setup) == (2 + 4 + 4) * 100 * TINY.vocab
     assert loss(TINY, setup._replace(precision="fp32")) == (4 + 4) * 100 * TINY.vocab
     wide = TINY._replace(vocab=10**6)
-    assert loss(wide, setup) - logits(wide, setup) == 2 * 4 * AT_ONCE
+    for where in (setup, setup._replace(on_cpu=True)):
+        assert loss(wide, where) - logits(wide, where) == 2 * 4 * AT_ONCE["cpu" if where.on_cpu else "cuda"]
 
 
 class TestDevice:

@@ -7,7 +7,8 @@ bytes of an element (4 in fp32, 2 in 16 bit), `h` the width, `f` the MLP's, `q` 
     attention       q and k after rotation, v, the output: e (2q + 2kv); the log of the softmax's sums 4 per head
     MLP             gate, silu(gate), up, silu(gate) * up: 4ef
 
-In fp32 the norm's input is the residual stream itself. Attention (`llamax.training.attention`) stays within documents
+In fp32 the norm's input is the residual stream itself; on a CPU (`llamax.training.fused`) it always is, and the normed
+input is not kept. Attention (`llamax.training.attention`) stays within documents
 and has no mask: on a GPU torch's flash kernel; on a CPU documents of at most `SHORT` tokens keep their softmax weights,
 e for each head and key, in place of the sums, and of several longer ones the output is kept twice (pieces, and joined).
 Frozen weights (LoRA) need no input of theirs; adapters keep theirs and e * rank for each adapted map.
@@ -20,7 +21,7 @@ from llamax.training.plan.shapes import Shape, targets
 
 SHORT = 512
 """Tokens of a document up to which a CPU keeps whole score matrices: `llamax.training.attention.SHORT`."""
-AT_ONCE = 2**22
+AT_ONCE = {"cpu": 2**20, "cuda": 2**22}
 """Logits that the loss turns to fp32 at a time: `llamax.training.cross_entropy.AT_ONCE`."""
 
 
@@ -40,7 +41,7 @@ class Layer(NamedTuple):
 def layer(shape: Shape, setup: Setup) -> Layer:
     """What one layer keeps per token, without gradient checkpointing."""
     e, h = setup.element, shape.hidden
-    norms = 2 * (FP32 * h + FP32 + e * h + (0 if setup.lora else e * h))
+    norms = 2 * (norm(shape, setup) + e * h)
     attention = e * (2 * shape.q_width + 2 * shape.kv_width)
     if keeps_scores(setup):
         attention += e * shape.heads * setup.mean_document
@@ -76,9 +77,10 @@ def stem(shape: Shape, setup: Setup) -> float:
     return 17 + 2 * setup.element * shape.head_dim
 
 
-def final_norm(shape: Shape, setup: Setup) -> float:
-    """Bytes per token that the last norm keeps."""
-    return FP32 * shape.hidden + FP32 + (0 if setup.lora else setup.element * shape.hidden)
+def norm(shape: Shape, setup: Setup) -> float:
+    """Bytes per token that a norm keeps, its output left out."""
+    e, h = setup.element, shape.hidden
+    return FP32 + (e * h if setup.on_cpu else FP32 * h + (0 if setup.lora else e * h))
 
 
 def logits(shape: Shape, setup: Setup) -> float:
@@ -87,8 +89,8 @@ def logits(shape: Shape, setup: Setup) -> float:
 
 
 def loss(shape: Shape, setup: Setup) -> float:
-    """Bytes at the loss: the logits, a part of them in fp32, and as much again for the sum of its exponentials."""
-    part = min(AT_ONCE, shape.vocab * setup.tokens * setup.supervised)
+    """Bytes at the loss: the logits, and a part of them in fp32 before (if they are not) and after the softmax."""
+    part = min(AT_ONCE["cpu" if setup.on_cpu else "cuda"], shape.vocab * setup.tokens * setup.supervised)
     return logits(shape, setup) + FP32 * part * (1 if setup.element == FP32 else 2)
 
 
@@ -109,6 +111,6 @@ def attention_backward(shape: Shape, setup: Setup) -> float:
 
 
 def recomputed(shape: Shape, setup: Setup) -> float:
-    """Bytes per token of the one layer whose backward runs; in fp32 its first norm reads the kept input itself."""
-    shared = setup.gradient_checkpointing and setup.element == FP32
-    return layer(shape, setup).total - (FP32 * shape.hidden if shared else 0)
+    """Bytes per token of the one layer whose backward runs; its first norm may read the kept input itself."""
+    shared = setup.gradient_checkpointing and (setup.on_cpu or setup.element == FP32)
+    return layer(shape, setup).total - (setup.element * shape.hidden if shared else 0)

@@ -93,7 +93,7 @@ def _backward(shape: Shape, setup: Setup) -> dict[str, dict[str, float]]:
             **_gradients(shape, setup, done),
         }
 
-    norm = activations.final_norm(shape, setup) * n + targets * h * e
+    norm = activations.norm(shape, setup) * n + targets * h * e
     first, last = at_layer(held, 0), at_layer(held, layers - 1)
     backward = this + activations.mlp_backward(shape, setup) * n
     attention = this - mlp + activations.attention_backward(shape, setup)
