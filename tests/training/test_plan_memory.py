@@ -90,8 +90,6 @@ def test_with_lora_frozen_weights_keep_no_input_of_theirs():
     setup = Setup(precision="fp32", micro_batch=1, length=32, lora=LoraConfig(rank=4), on_cpu=True)
     three, one = (kept_tensors(TINY._replace(layers=n), setup) for n in (3, 1))
     assert (three - one) / 2 == layer(TINY, setup).total * setup.tokens
-    gpu = setup._replace(on_cpu=False)
-    assert layer(TINY, gpu).norms < layer(TINY, gpu._replace(lora=None)).norms
 
 
 def test_the_stem_and_the_last_norm_are_the_rest():

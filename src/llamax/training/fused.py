@@ -1,4 +1,4 @@
-"""RMSNorm for training on a CPU, where transformers' own reads and writes the row in fp32 a dozen times."""
+"""RMSNorm for training: transformers' own reads and writes the row in fp32 a dozen times, and keeps it for later."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ class _RMSNorm(torch.autograd.Function):
 
 @contextlib.contextmanager
 def fused_norms(model: nn.Module) -> Iterator[None]:
-    """While it lasts the model's `LlamaRMSNorm`s, where they run on a CPU, are computed by `_RMSNorm`.
+    """While it lasts the model's `LlamaRMSNorm`s are computed by torch's kernels: on a CPU as `_RMSNorm` says.
 
     Other modules are left alone; so is a norm whose `forward` somebody else has replaced.
     """
@@ -53,8 +53,11 @@ def _forward_of(norm: LlamaRMSNorm) -> Callable[[Tensor], Tensor]:
     original = norm.forward
 
     def forward(hidden_states: Tensor) -> Tensor:
-        if not hidden_states.is_cpu or hidden_states.dtype != norm.weight.dtype:
+        weight, eps = norm.weight, norm.variance_epsilon
+        if hidden_states.dtype != weight.dtype:
             return original(hidden_states)
-        return _RMSNorm.apply(hidden_states, norm.weight, norm.variance_epsilon)
+        if hidden_states.is_cuda:  # where torch has a kernel for the backward too
+            return nn.functional.rms_norm(hidden_states, weight.shape, weight, eps)
+        return _RMSNorm.apply(hidden_states, weight, eps) if hidden_states.is_cpu else original(hidden_states)
 
     return forward

@@ -3,14 +3,13 @@
 Read off transformers 5.23's `modeling_llama` and checked with `torch.autograd.graph.saved_tensors_hooks`. `e` is the
 bytes of an element (4 in fp32, 2 in 16 bit), `h` the width, `f` the MLP's, `q` and `kv` those of queries and keys:
 
-    RMSNorm (two)   its input in fp32 4h, the inverse root 4, the normed input eh, its output (which q, k, v read) eh
+    RMSNorm (two)   its input eh, the inverse root 4, its output (which q, k, v read) eh
     attention       q and k after rotation, v, the output: e (2q + 2kv); the log of the softmax's sums 4 per head
     MLP             gate, silu(gate), up, silu(gate) * up: 4ef
 
-In fp32 the norm's input is the residual stream itself; on a CPU (`llamax.training.fused`) it always is, and the normed
-input is not kept. Attention (`llamax.training.attention`) stays within documents
-and has no mask: on a GPU torch's flash kernel; on a CPU documents of at most `SHORT` tokens keep their softmax weights,
-e for each head and key, in place of the sums, and of several longer ones the output is kept twice (pieces, and joined).
+The norms are `llamax.training.fused`'s. Attention (`llamax.training.attention`) stays within documents and has no mask:
+on a GPU torch's flash kernel; on a CPU documents of at most `SHORT` tokens keep their softmax weights, e for each head
+and key, in place of the sums, and of several longer ones the output is kept twice (pieces, and joined).
 Frozen weights (LoRA) need no input of theirs; adapters keep theirs and e * rank for each adapted map.
 """
 
@@ -79,8 +78,7 @@ def stem(shape: Shape, setup: Setup) -> float:
 
 def norm(shape: Shape, setup: Setup) -> float:
     """Bytes per token that a norm keeps, its output left out."""
-    e, h = setup.element, shape.hidden
-    return FP32 + (e * h if setup.on_cpu else FP32 * h + (0 if setup.lora else e * h))
+    return FP32 + setup.element * shape.hidden
 
 
 def logits(shape: Shape, setup: Setup) -> float:
@@ -111,6 +109,5 @@ def attention_backward(shape: Shape, setup: Setup) -> float:
 
 
 def recomputed(shape: Shape, setup: Setup) -> float:
-    """Bytes per token of the one layer whose backward runs; its first norm may read the kept input itself."""
-    shared = setup.gradient_checkpointing and (setup.on_cpu or setup.element == FP32)
-    return layer(shape, setup).total - (setup.element * shape.hidden if shared else 0)
+    """Bytes per token of the one layer whose backward runs; its first norm reads the input that is kept."""
+    return layer(shape, setup).total - (setup.element * shape.hidden if setup.gradient_checkpointing else 0)
