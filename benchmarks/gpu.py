@@ -8,9 +8,10 @@ modulo the vocabulary. An optimizer step has four rows, about the 64 examples of
 profile `7b`. Each case is `fit` in bf16 over an fp32 master on one device, the first two steps left out.
 
 Reported: real and supervised tokens per second, the share of padding, MFU (model FLOPs: attention counted exactly,
-recomputation not at all) over what a large bf16 matrix product reaches on the same GPU and over the data sheet's
-peak, the most memory that torch's allocator had given out against `llamax plan`'s formulas, and the time that an epoch
-of 50,000 examples takes at that rate, were they as long as LLaMA's own tokenizer makes them. `checks` compares the GPU with the CPU. Without a GPU the same runs at nano.
+recomputation not at all) over what a large bf16 matrix product reaches on the same GPU and over the data sheet's peak,
+the most memory that torch's allocator had given out against `llamax plan`'s formulas, and the time that an epoch of
+50,000 examples takes at that rate, were they as long as LLaMA's own tokenizer makes them. Numbers of the GPU are
+compared with a CPU's. Without a GPU the same runs at nano.
 """
 
 import argparse

@@ -47,6 +47,7 @@ class Gpu(NamedTuple):
 
 _A100 = "a little under what is quoted: fms-fsdp Llama-2 7B 56%, torchtitan Llama-3 8B 57-58%, TinyLlama 56%"
 _HOPPER = "between what is quoted: fms-fsdp Llama-2 7B 36%, nanochat d24 about 50%"
+_H200 = "measured: LLaMA-7B in full, two packed rows at once on one H200 (benchmarks/gpu.py)"
 _VOLTA = "under the 29% that the original's 50k examples an hour on 8 V100 would be, were every row full"
 _GUESS = "a guess: nothing quoted for training on it"
 
@@ -63,7 +64,7 @@ _GPUS = {
         Gpu("A100-40GB", _gib(39.39), 312, 19.5, True, 0.50, _A100),
         Gpu("A100-80GB", _gib(79.15), 312, 19.5, True, 0.50, _A100),
         Gpu("H100-80GB", _gib(79.11), 989, 67, True, 0.40, _HOPPER),
-        Gpu("H200-141GB", _gib(139.7), 989, 67, True, 0.40, _HOPPER),
+        Gpu("H200-141GB", _gib(139.7), 989, 67, True, 0.43, _H200),
         Gpu("B200-180GB", 180 * GB, 2250, 75, True, 0.35, _GUESS),
         Gpu("A10-24GB", _gib(22.05), 125, 31.2, True, 0.35, _GUESS),
         Gpu("L40S-48GB", _gib(44.4), 362, 91.6, True, 0.35, _GUESS),
