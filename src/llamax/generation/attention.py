@@ -135,7 +135,7 @@ def _grouped(
     rows, heads, _, size = query.shape
     packed = query.reshape(rows, key.shape[1], -1, size)
     mask = mask.repeat(1, 1, heads // key.shape[1], 1)
-    return scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scaling).view(query.shape)
+    return scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scaling).reshape(query.shape)
 
 
 def _after_prefix(
