@@ -53,7 +53,7 @@ def test_each_way_changes_one_thing():
     """The objective, the rows, how they are laid, the precision, the norms: never two of them at once."""
     for before, after in pairwise(WAYS):
         functions = {getattr(way.objective, "func", way.objective) for way in (before, after)}
-        fields = ("rows", "precision", "documents", "norms")
+        fields = ("rows", "precision", "documents", "fused")
         changed = [getattr(before, field) != getattr(after, field) for field in fields]
         assert sum(changed) + len(functions) - 1 <= 1
 

@@ -8,7 +8,7 @@ from llamax.models.precision import DTYPES, cast
 from llamax.training import attention, cross_entropy
 from llamax.training.attention import Extents, documents_attention
 from llamax.training.config import LoraConfig, TrainConfig
-from llamax.training.fused import fused_norms
+from llamax.training.fused import fused
 from llamax.training.lora import apply_lora
 from llamax.training.plan import PlanData, find_shape, parse_hardware
 from llamax.training.plan.activations import AT_ONCE, SHORT, layer, logits, loss, norm, stem
@@ -49,7 +49,7 @@ def kept_tensors(shape, setup):
     positions = torch.arange(document).repeat(setup.tokens // document)[None]
     ids = torch.zeros(1, setup.tokens, dtype=torch.int64)
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with documents_attention(model), fused_norms(model), hooks:
+    with documents_attention(model), fused(model), hooks:
         output = model.get_decoder()(ids, position_ids=positions, use_cache=False, documents=Extents.of(positions))
     assert output.last_hidden_state.requires_grad
     return sum(kept.values())

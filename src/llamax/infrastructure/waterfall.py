@@ -18,7 +18,7 @@ from llamax.infrastructure.measure import fresh, matmul_rate
 from llamax.training.attention import Extents, documents_attention
 from llamax.training.config import TrainConfig
 from llamax.training.engines import make_engine
-from llamax.training.fused import fused_norms
+from llamax.training.fused import fused
 from llamax.training.loop import micro_batches, rows_of_step
 from llamax.training.objectives import Objective, next_token_loss
 from llamax.training.plan.compute import flops
@@ -55,7 +55,7 @@ class Way(NamedTuple):
     rows: str = "single"
     documents: bool = False
     precision: str = "fp32"
-    norms: bool = False
+    fused: bool = False
 
 
 def all_logits(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, int]:
@@ -90,7 +90,7 @@ WAYS = (
     Way("bf16", "bf16 over an fp32 master", _one_by_one, "packed", documents=True, precision="bf16"),
     Way("scores", "score matrices of short documents", targets_only, "packed", documents=True, precision="bf16"),
     Way("loss", "loss in the logits' memory", next_token_loss, "packed", documents=True, precision="bf16"),
-    Way("norms", "norms by torch's kernels", next_token_loss, "packed", documents=True, precision="bf16", norms=True),
+    Way("fused", "norms and rotary fused", next_token_loss, "packed", documents=True, precision="bf16", fused=True),
 )
 
 
@@ -113,7 +113,7 @@ def one_way(
     def run() -> list[float]:
         losses = []
         attention = documents_attention(model) if way.documents else nullcontext()
-        with attention, fused_norms(model) if way.norms else nullcontext():
+        with attention, fused(model) if way.fused else nullcontext():
             for step in range(min(whole, steps or whole)):
                 indices = rows_of_step(step, rows, config)
                 scale, total = 1 / rows.supervised(indices), 0.0

@@ -16,7 +16,7 @@ from llamax.training.checkpoint import Checkpoints, seed_everything
 from llamax.training.config import TrainConfig
 from llamax.training.data import TrainingData
 from llamax.training.engines import Engine, make_engine
-from llamax.training.fused import fused_norms
+from llamax.training.fused import fused
 from llamax.training.history import History, StepMetrics
 from llamax.training.monitors import Guard
 from llamax.training.objectives import Objective, next_token_loss, objective_of
@@ -56,7 +56,7 @@ def fit(
     done, events = map(list, past)
     guard = Guard(config, engine, checkpoints, rows, pad_id, done, events)
 
-    with documents_attention(model), fused_norms(model):
+    with documents_attention(model), fused(model):
         for step in guard.steps(resumed_from, steps):
             began = time.perf_counter()
             indices = rows_of_step(step, rows, config)
