@@ -322,6 +322,18 @@ def rates(sizes, gains, times, churn=0.1, seed=0):
     return {answer: found.count(answer) / times for answer in ("accept", "reject", "undecided")}
 
 
+def test_what_is_simulated_is_what_the_gate_answers():
+    cases = [((900, 900), (0.05, 0.05)), ((900, 164), (0.05, 0.05)), ((900, 900), (0.05, -0.03))]
+    seen = set()
+    for seed, (sizes, gains) in enumerate(3 * cases):
+        rng = np.random.default_rng(seed)
+        drawn = {f"b{i}": draw(rng, n, gain, 0.1) for i, (n, gain) in enumerate(zip(sizes, gains, strict=True))}
+        tables = {name: (after[:, None], before[:, None]) for name, (after, before) in drawn.items()}
+        seen.add(answer := answer_of(np.random.default_rng(seed), sizes, gains))
+        assert answer == decide(weighed(tables))
+    assert seen == {"accept", "reject", "undecided"}
+
+
 def noise(times):
     """Three standard errors of a share of 5% found in so many simulations."""
     return 3 * math.sqrt(0.05 * 0.95 / times)

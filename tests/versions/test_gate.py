@@ -15,15 +15,16 @@ from llamax.versions.measured import NOTE, item_set
 
 GOOD = dict.fromkeys(TYPE_A, 0.05)
 HUMAN = {"win_rate": 0.6, "low": 0.55, "high": 0.65, "p_value": 0.001, "prompts": 300, "raters": 3}
+HUMAN |= {"votes": 300, "votes_planned": 300, "votes_missing": 0}
 
 
 @pytest.fixture
 def human(home):
-    """Write the analysis of a human evaluation -> its file."""
+    """Write the analysis of a human evaluation of two runs -> its file."""
 
-    def write(**changes):
+    def write(new, old, **changes):
         path = home / "analysis.json"
-        path.write_text(json.dumps({"candidate": "new", "current": "old"} | HUMAN | changes))
+        path.write_text(json.dumps({"candidate": f"{new}:new", "current": f"{old}:old"} | HUMAN | changes))
         return path
 
     return write
@@ -320,7 +321,7 @@ class TestRelease:
         found = gate(new, old, version="3.0.1")
         assert (found.state, found.missing) == ("eligible", ("a human evaluation (--human)",))
         assert "eligible as 3.0.1, but it lacks a human evaluation" in found.sentence
-        found = gate(new, old, version="3.0.1", human=human())
+        found = gate(new, old, version="3.0.1", human=human(new, old))
         assert (found.state, found.missing) == ("released", ())
         assert found.human.prompts == 300
         assert found.sentence.endswith("; 3.0.1 may be released.")
@@ -340,24 +341,26 @@ class TestRelease:
                 {"low": None, "high": None, "p_value": None},
                 "people who clearly prefer it (win rate 60.0% without an interval;",
             ),
-            ({"votes": 299, "votes_planned": 300}, "a finished human evaluation (299 of 300 planned votes)"),
+            ({"votes_missing": 1}, "a finished human evaluation (1 of 300 planned votes missing)"),
+            ({"votes": 301}, "a human evaluation that ended as planned (301 votes, 300 planned)"),
             ({"raters": 1}, "a human evaluation by 2 people or more, not 1"),
         ],
     )
     def test_people_have_to_prefer_it(self, pair, human, changes, lacks):
-        found = gate(*pair(GOOD), version="3.0.1", human=human(**changes))
+        found = gate(*(sides := pair(GOOD)), version="3.0.1", human=human(*sides, **changes))
         assert found.state == "eligible"
         assert lacks in found.missing[0]
 
     def test_people_do_not_make_up_for_benchmarks(self, pair, human):
-        found = gate(*pair(GOOD | {"mmlu": -0.05}), version="3.0.1", human=human())
+        found = gate(*(sides := pair(GOOD | {"mmlu": -0.05})), version="3.0.1", human=human(*sides))
         assert (found.state, found.missing) == ("rejected", ())
 
     @pytest.mark.parametrize(
         ("changes", "error", "says"),
         [
-            ({"candidate": "other"}, GateError, "candidate is 'other', the gate's is 'new': it judged other models"),
-            ({"current": "new"}, GateError, "current is 'new', the gate's is 'old'"),
+            ({"candidate": "toy/other:new"}, GateError, "candidate is 'toy/other:new', the gate's is 'toy/"),
+            ({"candidate": "new"}, GateError, ":new': it judged other models"),  # a label that many runs have
+            ({"current": "old"}, GateError, "current is 'old', the gate's is 'toy/"),
             ({"win_rate": 0.9}, ParameterError, "win_rate 0.9 should lie in its interval, 0.55 to 0.65"),
             ({"raters": 0}, ParameterError, "parameter 'raters' = 0"),
             ({"prompts": None}, ParameterError, "parameter 'prompts'"),
@@ -365,25 +368,27 @@ class TestRelease:
     )
     def test_a_human_evaluation_of_other_models_or_without_sense_is_refused(self, pair, human, changes, error, says):
         with pytest.raises(error) as found:
-            gate(*pair(GOOD), version="3.0.1", human=human(**changes))
+            gate(*(sides := pair(GOOD)), version="3.0.1", human=human(*sides, **changes))
         assert says in str(found.value)
 
     def test_more_in_the_analysis_than_the_gate_needs_is_fine(self, pair, human):
-        found = gate(*pair(GOOD), version="3.0.1", human=human(alpha=0.4, votes=300, votes_planned=300))
+        found = gate(
+            *(sides := pair(GOOD)), version="3.0.1", human=human(*sides, alpha=0.4, votes=300, votes_planned=300)
+        )
         assert found.state == "released"
 
     def test_without_a_contamination_check_nothing_is_released(self, pair, human):
-        found = gate(*pair(GOOD, contamination="unchecked"), version="3.0.1", human=human())
+        found = gate(*(sides := pair(GOOD, contamination="unchecked")), version="3.0.1", human=human(*sides))
         assert found.missing == ("a contamination check of both models' training data",)
 
     def test_nor_where_a_single_benchmark_was_not_checked(self, pair, human):
         of = {"gsm8k": {"contamination": "unchecked"}}
-        found = gate(*pair(GOOD, 1500, of=of), version="3.0.1", human=human())
+        found = gate(*(sides := pair(GOOD, 1500, of=of)), version="3.0.1", human=human(*sides))
         assert found.missing == ("a contamination check of both models' training data",)
 
     def test_a_rung_has_to_be_shown_against_its_baseline_too(self, home, pair, human):
         new, old = pair(GOOD)
-        found = gate(new, old, version="3.1.0", human=human())
+        found = gate(new, old, version="3.1.0", human=human(new, old))
         assert found.missing == ("scores comparable with text-davinci-001's (--scores)",)
         path = home / "scores.yaml"
         titles = ("MMLU", "HumanEval", "GSM8K", "NaturalQuestions", "TruthfulQA")
@@ -392,18 +397,20 @@ class TestRelease:
             (20.0, ("1.6 points on average (on average as good as text-davinci-001, gpt-fathom)",)),
         ]:
             path.write_text(
-                json.dumps({"model": "new", "protocol": "gpt-fathom", "scores": dict.fromkeys(titles, score)})
+                json.dumps({"model": f"{new}:new", "protocol": "gpt-fathom", "scores": dict.fromkeys(titles, score)})
             )
-            found = gate(new, old, version="3.1.0", human=human(), scores=path)
+            found = gate(new, old, version="3.1.0", human=human(new, old), scores=path)
             assert found.missing == missing
-        path.write_text(json.dumps({"model": "new", "protocol": "lm-eval", "scores": dict.fromkeys(titles, 20.0)}))
+        path.write_text(
+            json.dumps({"model": f"{new}:new", "protocol": "lm-eval", "scores": dict.fromkeys(titles, 20.0)})
+        )
         with pytest.raises(GateError, match="no reference scores under protocol 'lm-eval'"):
             gate(new, old, version="3.1.0", scores=path)
 
     def test_scores_of_another_model_are_refused(self, home, pair):
         path = home / "scores.yaml"
         path.write_text('{"model": "x", "protocol": "gpt-fathom", "scores": {"MMLU": 1}}')
-        with pytest.raises(GateError, match="are of 'x', the candidate is 'new'"):
+        with pytest.raises(GateError, match=r"are of 'x', the candidate is 'toy/.*:new'"):
             gate(*pair(GOOD), version="3.1.0", scores=path)
 
     def test_the_next_version_is_gated_against_the_last_released_one(self, record, human):
@@ -412,7 +419,7 @@ class TestRelease:
         }
         old = record({"old": tables(which=1)})
         store = Store()
-        verdicts.write(gate(runs["new"], old, version="3.0.1", human=human()), store)
+        verdicts.write(gate(runs["new"], old, version="3.0.1", human=human(runs["new"], old)), store)
         with pytest.raises(
             GateError, match=r"version 3\.0\.2: the current version is 3\.0\.1, .*:new: gate against that"
         ):
@@ -420,15 +427,15 @@ class TestRelease:
         with pytest.raises(GateError, match=r"version 3\.0\.0: a candidate's lies above"):
             gate(runs["newer"], old, version="3.0.0")
         assert gate(runs["newer"], runs["new"], version="3.0.2").state == "eligible"
-        verdicts.write(
-            gate(runs["newer"], runs["new"], version="3.1.0", human=human(candidate="newer", current="new")), store
-        )  # eligible: moves nothing
+        votes = human("", "", candidate=f"{runs['newer']}:newer", current=f"{runs['new']}:new")
+        eligible = gate(runs["newer"], runs["new"], version="3.1.0", human=votes)
+        verdicts.write(eligible, store)  # moves nothing
         again = record({"new-again": tables()})  # the same model, evaluated again
         assert gate(runs["newer"], again, version="3.0.2").state == "eligible"
 
     def test_a_version_below_a_released_one_is_refused(self, record, human):
         new, old = record({"new": tables()}), record({"old": tables(which=1)})
-        verdicts.write(gate(new, old, version="3.0.5", human=human()), Store())
+        verdicts.write(gate(new, old, version="3.0.5", human=human(new, old)), Store())
         with pytest.raises(GateError, match=r"version 3\.0\.2: 3\.0\.5 is released already"):
             gate(new, old, version="3.0.2")
-        assert gate(new, old, version="3.0.5", human=human()).state == "released"
+        assert gate(new, old, version="3.0.5", human=human(new, old)).state == "released"

@@ -16,6 +16,9 @@ def test_the_rungs_are_those_of_the_programme():
     assert [rung.gap for rung in rungs[4:]] == [None, 0.8, 0.6, 0.4, 0.2, 0.0]
     assert ladder().rung("3.7.0").requirement() == "60% of the average gap to GPT-4 left, at most"
     assert ladder().rung("3.0.1") is None
+    assert [getattr(ladder().reached(v), "version", None) for v in ("3.0.1", "3.1.0", "3.4.9", "3.9.9")] == [
+        None, "3.1.0", "3.3.0", "3.9.0",
+    ]  # fmt: skip
 
 
 def test_type_b_is_required_from_3_6_0_on():
@@ -44,7 +47,7 @@ def test_a_candidate_lies_above_llama_and_not_beyond_the_top(version):
         ladder().check(version)
 
 
-@pytest.mark.parametrize("version", ["3.1", "three", "3.0.1-rc1", ""])
+@pytest.mark.parametrize("version", ["3.1", "three", "3.0.1-rc1", "", "3.0.01", "3.06.0", "\u0663.1.0"])
 def test_a_version_is_three_numbers(version):
     with pytest.raises(GateError, match=r"write three numbers, such as 3\.0\.1"):
         number(version)

@@ -57,6 +57,7 @@ def test_an_edit_is_noticed(home, decided):
     [
         (lambda v: v.update(answer="reject"), "the answer reject does not follow from the benchmarks"),
         (lambda v: v["benchmarks"][2].update(passes=False), "gsm8k: what is said of it does not follow"),
+        (lambda v: v["benchmarks"][2].update(ruled_out=True), "gsm8k: what is said of it does not follow"),
         (lambda v: v["benchmarks"][2]["full"].update(p_gain=0.2), "gsm8k: what is said of it does not follow"),
         (lambda v: v["benchmarks"][2]["full"].update(gain=0.9), "gsm8k: what is said of it does not follow"),
         (lambda v: v.update(rehearsal=True), "a rehearsal is of no version"),

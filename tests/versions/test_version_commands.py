@@ -97,8 +97,9 @@ class TestVersions:
         new, old = pair(GOOD)
         call("gate", new, "--against", old, "--version", "3.0.1")
         assert ladder_row("3.0.1") == ("eligible", f"{new}:new; lacks a human evaluation (--human)")
-        votes = {"candidate": "new", "current": "old", "win_rate": 0.6, "low": 0.55, "high": 0.65, "p_value": 0.001}
-        (home / "votes.json").write_text(json.dumps(votes | {"prompts": 300, "raters": 3}))
+        votes = {"candidate": f"{new}:new", "current": f"{old}:old", "win_rate": 0.6, "low": 0.55, "high": 0.65}
+        votes |= {"p_value": 0.001, "prompts": 300, "raters": 3, "votes": 300, "votes_planned": 300, "votes_missing": 0}
+        (home / "votes.json").write_text(json.dumps(votes))
         done = call("gate", new, "--against", old, "--version", "3.0.1", "--human", home / "votes.json")
         assert done.exit_code == 0
         assert ladder_row("3.0.1") == ("released", f"{new}:new")

@@ -64,6 +64,8 @@ class EvaluationConfig(Parameters):
         """What would not be looked at is refused, not ignored."""
         if self.candidate and self.tune:
             raise ValueError("candidate and tune: the candidate is given, or made by tuning; not both")
+        if self.tune and self.training_data and self.tune.source not in self.training_data:
+            raise ValueError(f"training_data: should have {self.tune.source!r} too, which the candidate is tuned on")
         if self.candidate == self.model:
             raise ValueError("candidate: it is the model itself: there is nothing to compare")
         if self.candidate == "":

@@ -92,6 +92,7 @@ def party(side: Side) -> Party:
 def check_order(version: str, candidate: Party, current: Party, store: Store) -> None:
     """A version follows on the released ones: it is newer, and it is gated against the last of them.
 
+    The first one is gated against whatever the gate was given for LLaMA: the verdict says what that was.
     Raises: GateError: otherwise.
     """
     before = [one for one in verdicts.released(store) if one.version != version]
@@ -101,24 +102,25 @@ def check_order(version: str, candidate: Party, current: Party, store: Store) ->
     if number(last.version) > number(version):
         raise GateError(f"version {version}: {last.version} is released already: the next lies above it")
     if not current.same_model(last.candidate):
-        known = f"{last.candidate.run}:{last.candidate.model}"
-        raise GateError(f"version {version}: the current version is {last.version}, {known}: gate against that model")
+        raise GateError(
+            f"version {version}: the current version is {last.version}, {last.candidate.name}: gate against that model"
+        )
 
 
 def read_human(path: Path, candidate: Party, current: Party) -> Human:
     """A human evaluation's outcome. Raises: GateError: it compared other models. ParameterError: a field is wrong."""
     votes = read_file(path, Human, "analysis of a human evaluation")
     for role, said, side in (("candidate", votes.candidate, candidate), ("current", votes.current, current)):
-        if said not in (side.model, f"{side.run}:{side.model}"):
-            raise GateError(f"{path}: {role} is {said!r}, the gate's is {side.model!r}: it judged other models")
+        if said != side.name:  # "candidate" alone is what every run calls one of its models
+            raise GateError(f"{path}: {role} is {said!r}, the gate's is {side.name!r}: it judged other models")
     return votes
 
 
 def read_position(path: Path, candidate: Party) -> Position:
     """Where a file of scores stands. Raises: GateError: another model's, or no reference scores of its protocol."""
     scores = read_file(path, Scores, "scores")
-    if scores.model not in (candidate.model, f"{candidate.run}:{candidate.model}"):
-        raise GateError(f"{path}: the scores are of {scores.model!r}, the candidate is {candidate.model!r}")
+    if scores.model != candidate.name:
+        raise GateError(f"{path}: the scores are of {scores.model!r}, the candidate is {candidate.name!r}")
     among = matching(scores)
     if among is None:
         raise GateError(
@@ -136,8 +138,8 @@ def missing(
         return ()
     if any(one.candidate.contamination == "unchecked" for one in benchmarks):
         lacks.append("a contamination check of both models' training data")
-    rung = rules.rung(version)
-    step = next((one for one in position.steps if one.version == version), None) if position else None
+    rung, steps = rules.reached(version), position.steps if position else ()
+    step = next((one for one in steps if rung and one.version == rung.version), None)
     if rung and step is None:
         lacks.append(f"scores comparable with {rung.baseline}'s (--scores)")
     elif rung and not step.met:
@@ -151,8 +153,10 @@ def _human_lacks(votes: Human | None, rule: Rule) -> list[str]:
         return ["a human evaluation (--human)"]
     if votes.raters < rule.raters:
         return [f"a human evaluation by {rule.raters} people or more, not {votes.raters}"]
-    if votes.votes is not None and votes.votes < (votes.votes_planned or 0):
-        return [f"a finished human evaluation ({votes.votes} of {votes.votes_planned} planned votes)"]
+    if votes.votes_missing:
+        return [f"a finished human evaluation ({votes.votes_missing} of {votes.votes_planned} planned votes missing)"]
+    if votes.votes > votes.votes_planned:
+        return [f"a human evaluation that ended as planned ({votes.votes} votes, {votes.votes_planned} planned)"]
     if votes.low is None or not votes.low > rule.human:
         span = "without an interval" if votes.low is None else f"[{votes.low:.1%}, {votes.high:.1%}]"
         return [

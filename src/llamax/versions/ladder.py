@@ -12,7 +12,8 @@ from llamax.config import Config
 from llamax.errors import GateError
 
 Kind = Literal["A", "B", "nano"]
-VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
+PART = r"(0|[1-9][0-9]*)"
+VERSION = re.compile(rf"{PART}\.{PART}\.{PART}")  # one way to write each: versions are compared as strings too
 
 
 class Rule(Config):
@@ -79,6 +80,11 @@ class Ladder(Config):
     def rung(self, version: str) -> Rung | None:
         """The rung of this version, if it is one."""
         return next((rung for rung in self.rungs if rung.version == version), None)
+
+    def reached(self, version: str) -> Rung | None:
+        """The highest rung that a candidate for `version` has to be on: a version between two is measured by the lower
+        one. None below the first after LLaMA."""
+        return next((rung for rung in reversed(self.rungs[1:]) if number(rung.version) <= number(version)), None)
 
     def required(self, version: str | None) -> tuple[Benchmark, ...]:
         """The benchmarks on all of which a candidate for `version` has to be better: Type A, and B from 3.6.0 on."""

@@ -12,7 +12,7 @@ from llamax.config import Config, explain
 from llamax.errors import GateError, RunError
 from llamax.runs import records
 from llamax.runs.store import Store
-from llamax.versions.decision import Answer, Evidence, decide, passes
+from llamax.versions.decision import Answer, Evidence, decide, passes, ruled_out
 from llamax.versions.ladder import Rule, number
 from llamax.versions.references import Position
 
@@ -30,6 +30,11 @@ class Party(Config):
     items: str = Field(description="sha256 of items.parquet")
     model_hash: str | None = None
 
+    @property
+    def name(self) -> str:
+        """`<direction>/<run>:<model>`: the model's own name says little, being the same in many runs."""
+        return f"{self.run}:{self.model}"
+
     def same_model(self, other: "Party") -> bool:
         """Whether both are one model: by its hash where both have one, else by run and name."""
         if self.model_hash and other.model_hash:
@@ -40,7 +45,8 @@ class Party(Config):
 class Human(Config):
     """A human evaluation's outcome, as `llamax human-eval analyse` writes it: `win_rate` of the candidate, ties counted
     half, with its 95% interval for new prompts and raters; None where that is unknown. `votes_planned`: as many as the
-    study was planned for; one that is cut short when it looks good is no test.
+    study was planned for, of which `votes_missing` are not there; one that is cut short, or drawn out, until it looks
+    good is no test.
     """
 
     model_config = ConfigDict(extra="ignore")  # the analysis says more than the gate needs
@@ -53,8 +59,9 @@ class Human(Config):
     p_value: float | None
     prompts: int = Field(ge=1)
     raters: int = Field(ge=1)
-    votes: int | None = None
-    votes_planned: int | None = None
+    votes: int
+    votes_planned: int
+    votes_missing: int
 
     @model_validator(mode="after")
     def _ordered(self) -> "Human":
@@ -101,8 +108,11 @@ class Verdict(Config):
 
     @model_validator(mode="after")
     def _follows(self) -> "Verdict":
+        looks = sum(len(one.sets()) for one in self.benchmarks)
         for one in self.benchmarks:
-            if one.passes != all(passes(found, self.rule) for found in one.sets()):
+            passed = all(passes(found, self.rule) for found in one.sets())
+            out = any(ruled_out(found, self.rule, looks) for found in one.sets())
+            if (one.passes, one.ruled_out) != (passed, out):
                 raise ValueError(f"{one.benchmark}: what is said of it does not follow from its figures")
         if self.answer != decide(self.benchmarks):
             raise ValueError(f"the answer {self.answer} does not follow from the benchmarks")
@@ -210,8 +220,5 @@ def _earlier(old: Verdict, new: Verdict) -> tuple[Attempt, ...]:
     """What `new` has to remember: all that `old` did, and `old` itself unless it looked at the same outcomes."""
     if _same(old, new):
         return old.earlier
-    sides = {
-        "candidate": f"{old.candidate.run}:{old.candidate.model}",
-        "current": f"{old.current.run}:{old.current.model}",
-    }
+    sides = {"candidate": old.candidate.name, "current": old.current.name}
     return (*old.earlier, Attempt(**sides, answer=old.answer, decided=old.decided))

@@ -12,6 +12,7 @@ from human_cases import NAMES
 
 from llamax.errors import DataError
 from llamax.evaluation.human.analyse import Analysis, analyse, analyse_votes, report, write
+from llamax.evaluation.human.plan import Design, make_plan
 from llamax.evaluation.human.store import cast, open_sheet
 from llamax.statistics import wilson
 from llamax.statistics.preferences import win_rate
@@ -193,13 +194,27 @@ def test_a_study_from_votes_to_the_file_that_the_gate_reads(study):
             cast(study.folder, study.plan, rater, number, "left" if item.left == better else "right")
     cast(study.folder, study.plan, "ann", 0, "both_bad", revise=True)
     found = analyse(study.folder)
-    assert (found.votes, found.votes_planned) == (20, 24) and "not complete: 20 of 24" in report(found)
+    assert (found.votes, found.votes_planned, found.votes_missing) == (20, 24, 4)
+    assert "not complete: 4 of 24" in report(found)
     assert (found.comparisons[0].wins, found.comparisons[0].losses, found.comparisons[0].both_bad) == (16, 3, 1)
     file = json.loads(write(study.folder, found).read_text())
     assert {"candidate", "current", "win_rate", "low", "high", "p_value", "prompts", "raters"} <= file.keys()
     assert (file["candidate"], file["current"]) == NAMES and file["low"] <= file["win_rate"] <= file["high"]
     assert file["plan"] == study.plan.digest
     assert Analysis.parse(file) == found
+
+
+def test_a_rater_too_many_does_not_stand_in_for_one_who_is_missing(files, tmp_path):
+    """Of 12 prompts each of two raters has a half; a third one is given that of the first again."""
+    prompts, answers = files
+    design = Design(raters=2, raters_per_prompt=1, rater_correlation=0.0)
+    study = make_plan(tmp_path / "halves", answers, source=str(prompts), design=design)
+    for rater, rate in (("ann", True), ("bob", False), ("eve", True)):
+        sheet = open_sheet(study.folder, study.plan, rater)
+        for number in range(len(sheet.items) if rate else 0):
+            cast(study.folder, study.plan, rater, number, "left")
+    found = analyse(study.folder)
+    assert (found.votes, found.votes_planned, found.votes_missing) == (12, 12, 6)
 
 
 def test_a_torn_file_is_named_with_its_line(study):

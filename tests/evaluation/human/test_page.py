@@ -286,6 +286,16 @@ def test_plain_text_survives_gradios_templates(study):
     assert not set("<>${}`\\") & set(shown)
 
 
+def test_names_as_the_gate_has_them_are_no_words_of_a_text(files, tmp_path):
+    prompts, answers = files
+    roles = zip(("candidate", "current"), answers, strict=True)
+    named = [(f"evaluation/smol-s0-1234abcd:{role}", file) for role, (_, file) in roles]
+    study = make_plan(tmp_path / "named", named, source=str(prompts), design=Design(raters=2, rater_correlation=0.0))
+    text = "The current president was a candidate."
+    assert plain(text, names_in(study.plan)) == text
+    assert "1234abcd" not in plain(f"I am {named[0][0]}", names_in(study.plan))
+
+
 def test_a_port_that_is_taken_is_one_line(study):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

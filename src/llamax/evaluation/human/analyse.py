@@ -14,7 +14,7 @@ import pandas as pd
 from llamax.config import Config
 from llamax.errors import DataError, ParameterError
 from llamax.evaluation.human.plan import counted, read_plan
-from llamax.evaluation.human.store import Sheet, items_of, read_sheets
+from llamax.evaluation.human.store import Sheet, read_sheets
 from llamax.files import locate, write_atomic
 from llamax.statistics import wilson
 from llamax.statistics.agreement import krippendorff_alpha
@@ -86,6 +86,7 @@ class Analysis(Config):
     raters: int
     votes: int
     votes_planned: int
+    votes_missing: int = 0
     comparisons: tuple[Comparison, ...]
     agreement: Interval | None
     left_share: Interval | None
@@ -98,8 +99,12 @@ def analyse(folder: Path | str) -> Analysis:
     folder = locate(folder)
     plan = read_plan(folder)
     sheets = read_sheets(folder, plan)
-    planned = sum(len(items_of(plan, str(seat), seat)) for seat in range(plan.raters))
-    return analyse_votes(votes_of(sheets), plan.names, plan.design.sides, plan.digest, planned)
+    votes, each = votes_of(sheets), plan.design.raters_per_prompt
+    found = analyse_votes(votes, plan.names, plan.design.sides, plan.digest)
+    pair = [frozenset(names) for names in zip(votes.left, votes.right, strict=True)]
+    had = votes.groupby([votes.prompt, pd.Series(pair, votes.index)]).size().clip(upper=each).sum()
+    planned = each * len(plan.prompts) * len(plan.pairs)
+    return found.model_copy(update={"votes_planned": planned, "votes_missing": planned - int(had)})
 
 
 def votes_of(sheets: Sequence[Sheet]) -> pd.DataFrame:
@@ -108,7 +113,7 @@ def votes_of(sheets: Sequence[Sheet]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def analyse_votes(votes: pd.DataFrame, models: Sequence[str], sides: int, plan: str = "", planned: int = 0) -> Analysis:
+def analyse_votes(votes: pd.DataFrame, models: Sequence[str], sides: int, plan: str = "") -> Analysis:
     """The analysis of votes (COLUMNS) on pairs of `models`, of which the first two are candidate and current.
 
     Raises: DataError: no vote on the first two.
@@ -130,7 +135,7 @@ def analyse_votes(votes: pd.DataFrame, models: Sequence[str], sides: int, plan: 
     return Analysis(
         plan=plan, candidate=first.candidate, current=first.current, win_rate=first.win_rate, low=first.low,
         high=first.high, p_value=first.p_value, sides=sides, prompts=first.prompts, raters=first.raters,
-        votes=len(votes), votes_planned=planned or len(votes), comparisons=comparisons, agreement=_agreement(votes),
+        votes=len(votes), votes_planned=len(votes), comparisons=comparisons, agreement=_agreement(votes),
         left_share=_left_share(votes), ranking=ranking, ranking_prior=prior,
     )  # fmt: skip
 
@@ -219,10 +224,10 @@ def write(folder: Path | str, analysis: Analysis) -> Path:
 def report(found: Analysis) -> str:
     """The analysis as text."""
     lines = [line for pair in found.comparisons for line in _pair_lines(pair, found.sides)]
-    if found.votes < found.votes_planned:
+    if found.votes_missing:
         lines.append(
-            f"not complete: {found.votes} of {found.votes_planned} planned votes; a p-value that is looked at before "
-            "the end, to stop when it suits, is too small"
+            f"not complete: {found.votes_missing} of {found.votes_planned} planned votes are missing; a p-value that "
+            "is looked at before the end, to stop when it suits, is too small"
         )
     if found.ranking:
         lines.append("strengths (Bradley-Terry, log odds)" + (", with a weak prior:" if found.ranking_prior else ":"))
