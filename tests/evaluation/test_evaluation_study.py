@@ -93,7 +93,8 @@ def test_what_a_benchmark_could_show_is_told_with_one_model_too(study):
 def test_every_figure_draws(study):
     for draw in (figures.scores, figures.reliability, figures.spread, figures.gains):
         assert draw(study).axes
-    assert figures.subjects(study, "knowledge").axes or analysis.by_cluster(study).empty
+    labels = figures.subjects(study, "knowledge").axes[0].get_yticklabels()
+    assert len(labels) == (analysis.by_cluster(study).benchmark == "knowledge").sum()
 
 
 def outcomes(model, benchmark, values, clusters=None):
@@ -157,6 +158,10 @@ def test_spread_is_over_settings_on_the_same_items():
     assert (row.lowest, row.highest, row.settings, row.items) == (0.25, 0.5, 2, 8)
     assert row.deviation == pytest.approx(np.std([0.25, 0.5], ddof=1))
     assert row.error == pytest.approx(statistics.mean([1.0, 1.0] + [0.0] * 6).standard_error)
+    variance["cluster"] = variance.item.replace({"i1": "i0"})
+    (row,) = analysis.spread(made(outcomes(CURRENT, "knowledge", [1.0, 0.0]), variance)).itertuples()
+    expected = statistics.mean([1.0, 1.0] + [0.0] * 6, [0, 0, 1, 2, 3, 4, 5, 6])
+    assert row.error == pytest.approx(expected.standard_error)
 
 
 def test_the_gain_is_the_candidates_over_the_current_models():
@@ -179,6 +184,11 @@ def test_subjects_are_shown_from_five_items_on():
     assert (row.value, row.low, row.high) == (wanted.value, wanted.low, wanted.high)
 
 
+def test_a_problem_that_is_answered_often_is_no_subject():
+    often = [outcomes(CURRENT, "humaneval", [1.0, 0.0]).assign(sample=n) for n in range(6)]
+    assert analysis.by_cluster(made(pd.concat(often))).empty
+
+
 def test_subjects_are_judged_by_the_deciding_metric_alone():
     right = outcomes(CURRENT, "mmlu", [1.0] * 6, ["a"] * 6)
     study = made(pd.concat([right, right.assign(metric="acc_norm", outcome=0.0)]))
@@ -194,6 +204,7 @@ def test_calibration_is_told_in_ten_bins_and_by_model():
         confidence = rng.uniform(0.1, 0.7, 300)
         right = (rng.random(300) < confidence + shift).astype(float)
         frame = pd.DataFrame({"model": model, "benchmark": "mmlu", "confidence": confidence, "outcome": right})
+        frame["cluster"] = frame.index
         frames.append(frame)
     study.confidence = pd.concat(frames)
     for row, frame in zip(analysis.calibration(study).itertuples(), frames, strict=True):
@@ -201,12 +212,18 @@ def test_calibration_is_told_in_ten_bins_and_by_model():
         gaps = (frame.outcome - frame.confidence).groupby(bins).sum().abs()
         assert (row.model, row.n) == (frame.model.iloc[0], 300)
         assert row.value == pytest.approx(gaps.sum() / 300)
+    alone = analysis.calibration(study)
+    study.confidence = pd.concat(3 * [study.confidence])  # thrice the same items, which clusters know
+    again = analysis.calibration(study)
+    assert (again.high - again.low).to_numpy() == pytest.approx((alone.high - alone.low).to_numpy(), rel=0.1)
 
 
 def test_of_the_real_suite_both_types_of_the_gates_benchmarks_are_weighed():
-    study = made(pd.concat([outcomes(CURRENT, name, [1.0, 0.0]) for name in ("mmlu", "leetcode", "gsm8k_cot")]))
+    study = made(pd.concat([outcomes(CURRENT, name, [1.0, 0.0, 1.0]) for name in ("mmlu", "leetcode", "gsm8k_cot")]))
     study.config = study.config.model_copy(update={"suite": "real"})
     assert [one.name for one in analysis.required(study)] == ["mmlu", "leetcode"]
+    study.items.loc[study.items.benchmark == "mmlu", "contaminated"] = True  # of none nothing can be told
+    assert [one.name for one in analysis.required(study)] == ["leetcode"]
 
 
 @pytest.mark.parametrize(
@@ -215,6 +232,7 @@ def test_of_the_real_suite_both_types_of_the_gates_benchmarks_are_weighed():
         ({"candidate": "smol"}, "the candidate is given, or made by tuning; not both"),
         ({"limits": {"mmlu": 3}}, "the suite 'nano' has no task 'mmlu'"),
         ({"shots": 3}, "shots has no effect on the suite 'nano'"),
+        ({"training_data": ["alpaca"]}, "training_data: should have 'nano' too, which the candidate is tuned on"),
         ({"suite": "real", "limits": {}}, "name the benchmarks to run"),
         (
             {"suite": "real", "limits": {"mmlu": 3}, "variance": {"limits": {}, "wordings": []}, "samples": 4},

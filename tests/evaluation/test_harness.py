@@ -78,6 +78,17 @@ def test_generation_equals_lm_evals_own(peers):
     assert ours == theirs
 
 
+def test_another_seed_draws_other_answers(tiny_model, tiny_tokenizer):
+    settings = {"until": ["\n\n"], "max_gen_toks": 20, "do_sample": True, "temperature": 1.0}
+
+    def said(**seed):
+        backend = Backend.of(tiny_model, tiny_tokenizer, over_long="cut", **seed)
+        return backend.generate_until(requests("generate_until", [(PAIRS[0][0], settings)]))
+
+    assert said(seed=1) == said(seed=1) != said(seed=2)
+    assert said() == said(seed=0)
+
+
 def test_the_edges_of_the_window_are_lm_evals_own(peers, tiny_model, tiny_tokenizer):
     """Continuations that fill the window to the last token, contexts cut down to one token, texts of any length."""
     ours, theirs = peers

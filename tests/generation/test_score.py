@@ -32,7 +32,7 @@ def naive(model, context, choice):
 @pytest.mark.parametrize("batch_size", [1, 32])
 def test_equals_the_full_forward_pass(tiny_model, tiny_tokenizer, attention, batch_size):
     tiny_model.set_attn_implementation(attention)
-    scored = choice_logprobs(tiny_model, tiny_tokenizer, PAIRS, batch_size=batch_size)
+    scored = choice_logprobs(tiny_model, PAIRS, batch_size=batch_size)
     for (context, choices), values in zip(PAIRS, scored, strict=True):
         for choice, value in zip(choices, values, strict=True):
             assert value == pytest.approx(naive(tiny_model, context, choice)[0], abs=1e-4)
@@ -104,7 +104,7 @@ def test_greedy_is_told(tiny_model):
 )
 def test_bad_input_is_one_clear_line(tiny_model, tiny_tokenizer, pairs, message):
     with pytest.raises(ParameterError, match=message):
-        choice_logprobs(tiny_model, tiny_tokenizer, pairs)
+        choice_logprobs(tiny_model, pairs)
 
 
 def test_text_loss_of_packed_rows_equals_the_loss_of_each_text(tiny_model, tiny_tokenizer):
@@ -125,7 +125,7 @@ def test_text_loss_of_packed_rows_equals_the_loss_of_each_text(tiny_model, tiny_
 
 def test_a_text_may_fill_the_window_but_for_its_last_token(tiny_model, tiny_tokenizer):
     context, choice = [1 + n % 400 for n in range(255)], [2, 3]  # 256 tokens are looked at, the 257th is predicted only
-    ((found,),) = choice_logprobs(tiny_model, tiny_tokenizer, [(context, [choice])])
+    ((found,),) = choice_logprobs(tiny_model, [(context, [choice])])
     assert found == pytest.approx(naive(tiny_model, context, choice)[0], abs=1e-4)
 
 

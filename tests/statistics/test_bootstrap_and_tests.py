@@ -1,7 +1,5 @@
 """The BCa bootstrap against scipy's, McNemar against statsmodels, Holm against the closed test."""
 
-from itertools import combinations
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +8,7 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 
 from llamax.errors import ParameterError
-from llamax.statistics import exact_mcnemar, holm, mean, paired_bootstrap
+from llamax.statistics import exact_mcnemar, mean, paired_bootstrap
 
 
 def skewed(n=60, seed=0):
@@ -68,23 +66,6 @@ def test_mcnemar_golden(b, c):
     assert exact_mcnemar(b, c) == pytest.approx(golden, rel=1e-9)
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
-def test_holm_is_the_closed_test_of_bonferroni(pvalues):
-    """Marcus, Peritz & Gabriel 1976: reject a hypothesis when every intersection that holds it is rejected."""
-    everything = range(len(pvalues))
-    subsets = [s for size in everything for s in combinations(everything, size + 1)]
-    bonferroni = {s: min(1, len(s) * min(pvalues[i] for i in s)) for s in subsets}
-    closed = [max(p for s, p in bonferroni.items() if i in s) for i in everything]
-    assert holm(pvalues) == pytest.approx(closed, abs=1e-12)
-
-
-def test_holm_golden():
-    # statsmodels 0.14 multipletests(..., method="holm"), kept as numbers: its import takes ten seconds
-    assert holm([0.04, 0.01, 0.03, 0.005]) == pytest.approx([0.06, 0.03, 0.06, 0.02])
-
-
 def test_bad_input():
     with pytest.raises(ParameterError, match="negative"):
         exact_mcnemar(-1, 2)
-    with pytest.raises(ParameterError, match="between 0 and 1"):
-        holm([0.2, 1.2])

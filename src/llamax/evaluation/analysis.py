@@ -84,11 +84,12 @@ def scores(study: "Study") -> pd.DataFrame:
 
 def by_cluster(study: "Study", model: str = CURRENT) -> pd.DataFrame:
     """Scores of subjects with at least `FEWEST` items, benchmark by benchmark: columns benchmark, cluster, value,
-    low, high, n; headline metrics, Wilson's interval."""
+    low, high, n; headline metrics, the interval of `statistics.score`."""
     rows = []
     for (name, cluster), group in headlines(study, model).groupby(["benchmark", "cluster"], sort=False):
-        if len(group) >= FEWEST and set(group.outcome) <= {0.0, 1.0}:
-            found = statistics.wilson(int(group.outcome.sum()), len(group))
+        by_item = group.groupby("item").outcome.mean()
+        if len(by_item) >= FEWEST:
+            found = statistics.score(by_item.to_numpy())
             rows.append((name, cluster, found.value, found.low, found.high, found.n))
     return pd.DataFrame(rows, columns=["benchmark", "cluster", "value", "low", "high", "n"])
 
@@ -104,7 +105,7 @@ def calibration(study: "Study") -> pd.DataFrame:
     a perfectly calibrated model would show with so few items."""
     rows = []
     for (model, name), group in study.confidence.groupby(["model", "benchmark"], sort=False):
-        found = statistics.expected_calibration_error(group.confidence, group.outcome, bins=10)
+        found = statistics.expected_calibration_error(group.confidence, group.outcome, group.cluster, bins=10)
         rows.append((model, name, *found.error, found.chance))
     columns = ["model", "benchmark", "value", "standard_error", "low", "high", "n", "chance"]
     return pd.DataFrame(rows, columns=columns)
@@ -117,7 +118,8 @@ def spread(study: "Study") -> pd.DataFrame:
     for (model, name, kind), group in study.variance.groupby(["model", "benchmark", "kind"], sort=False):
         table = group.pivot_table(index="item", columns="setting", values="outcome")
         means = table.mean()
-        error = statistics.mean(table.iloc[:, 0].to_numpy()).standard_error
+        clusters = group.groupby("item").cluster.first()[table.index]
+        error = statistics.mean(table.iloc[:, 0].to_numpy(), clusters.tolist()).standard_error
         # Of equal means it is 0, and not the rounding error that their deviation from their mean would be.
         deviation = float(means.std(ddof=1)) if means.nunique() > 1 else 0.0
         rows.append((model, name, kind, len(means), means.min(), means.max(), deviation, len(table), error))
@@ -143,10 +145,11 @@ def resolution(study: "Study") -> pd.DataFrame:
 
 
 def required(study: "Study") -> list[Benchmark]:
-    """Benchmarks of the gate that the study has asked."""
+    """Benchmarks of the gate that the study has asked, with the two clusters of clean items that it takes at least."""
     known = ladder().benchmarks
     kinds = ("nano",) if study.config.suite == "nano" else ("A", "B")
-    return [one for kind in kinds for one in known[kind] if one.name in study.measured[CURRENT]]
+    clusters = study.items[~study.items.contaminated.astype(bool)].groupby("benchmark").cluster.nunique()
+    return [one for kind in kinds for one in known[kind] if clusters.get(one.name, 0) > 1]
 
 
 def evidence(study: "Study") -> tuple[Evidence, ...]:

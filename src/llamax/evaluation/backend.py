@@ -28,9 +28,10 @@ class Backend(TemplateLM):
     that one cuts a prompt that is longer than the model's window, this one refuses, unless told to cut as well.
     """
 
-    def __init__(self, engine: Engine, *, over_long: Literal["error", "cut"] = "error") -> None:
+    def __init__(self, engine: Engine, *, over_long: Literal["error", "cut"] = "error", seed: int = 0) -> None:
+        """seed: of answers that are sampled."""
         super().__init__()
-        self.engine, self.tokenizer, self.over_long = engine, engine.tokenizer, over_long
+        self.engine, self.tokenizer, self.over_long, self.seed = engine, engine.tokenizer, over_long, seed
 
     @classmethod
     def of(
@@ -39,10 +40,11 @@ class Backend(TemplateLM):
         tokenizer: PreTrainedTokenizerBase,
         *,
         over_long: Literal["error", "cut"] = "error",
+        seed: int = 0,
         **settings: Any,
     ) -> "Backend":
         """On a model in this process; `settings` as those of `TorchEngine`."""
-        return cls(TorchEngine(model, tokenizer, **settings), over_long=over_long)
+        return cls(TorchEngine(model, tokenizer, **settings), over_long=over_long, seed=seed)
 
     @property
     def eot_token_id(self) -> int:
@@ -144,6 +146,7 @@ class Backend(TemplateLM):
             ),
             temperature=settings.get("temperature", 0.0),
             top_p=settings.get("top_p", 1.0),
+            seed=self.seed,
         )
         said: dict[int, str] = {}
         asks = [Ask(prompt[-room:], place_of(request)) for prompt, request in zip(prompts, requests, strict=True)]

@@ -28,14 +28,6 @@ LETTERS = "ABCDEFG"
 MC_TARGETS = ("mc1_targets", "mc2_targets")
 
 
-def dataset_loader(path: str, name: str | None) -> Callable[..., DatasetDict]:
-    """A function for lm-eval's `custom_dataset` that loads a task's data, from files or the hub.
-
-    lm-eval hands it the task's metadata and dataset_kwargs, which say nothing about the data.
-    """
-    return lambda **_: load(path, name)
-
-
 def card_of(path: str) -> Card:
     """The data card with the hub id or the name `path`. Raises: DataError: there is none."""
     card = cards().get(path) or next((card for card in cards().values() if card.hub == path), None)

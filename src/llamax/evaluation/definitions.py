@@ -68,7 +68,7 @@ class Settings(Config):
     max_new_tokens: PositiveInt | None = None
     samples: PositiveInt = 1  # answers per item, where answers are generated
     temperature: float = Field(0.0, ge=0)  # 0: greedy
-    seed: int = 0  # chooses the items of a part of a benchmark
+    seed: int = 0  # chooses the items of a part of a benchmark, and what is sampled
     wording: str = AS_DEFINED  # another way to put the same questions: `wordings.REAL`
     examples_seed: int = DEFAULT_OTHER_SEED  # of the worked examples that are drawn; lm-eval's own
 

@@ -69,8 +69,7 @@ def reliability(study: "Study") -> Figure:
         rows = study.confidence[study.confidence.model == model]
         if rows.empty:
             continue
-        bins = statistics.expected_calibration_error(rows.confidence, rows.outcome, bins=10, resamples=200).table
-        filled = [one for one in bins if one.n]
+        filled = statistics.expected_calibration_error(rows.confidence, rows.outcome, bins=10, resamples=200).table
         middle = [one.accuracy for one in filled]
         error = [
             [one.accuracy - one.accuracy_low for one in filled],

@@ -80,7 +80,7 @@ def evaluate_tasks(
     Raises: ParameterError: an unknown benchmark. DataError: no data and no network, or not what the data cards say.
     """
     parts = [part for name, limit in tasks.items() for part in prepare(name, limit, settings)]
-    respond(Backend.of(model, tokenizer, batch_size=batch_size, progress=progress), parts)
+    respond(Backend.of(model, tokenizer, seed=settings.seed, batch_size=batch_size, progress=progress), parts)
     table = pd.DataFrame([row for part in parts for row in outcomes(part, progress=progress)], columns=COLUMNS)
     table.attrs["protocol"] = {name: describe(name, settings) for name in tasks}
     precision = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}[str(model.dtype)]

@@ -185,7 +185,8 @@ def _judge(solution: str, problem: Problem, limits: Limits) -> tuple[Verdict, Re
             checked = execute(tests, more, packages=problem.packages, channels=(answer_out, call_in))
         finally:
             os.close(finish)
-    os.close(finished)
+            solved.exception()  # it has ended
+            os.close(finished)
     return _verdict(checked, solved.result(), token, problem.name), solved.result()
 
 

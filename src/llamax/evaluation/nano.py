@@ -9,10 +9,9 @@ Protocols
 Scoring
 - *Choices* (knowledge, truthfulness): an option's score is the summed log-probability of its text *and of the end of
   the answer*, in any of the ways in which it may end. That is the probability that the model says this option and
-  nothing else: a proper probability over
-  whole answers, so it needs no length normalisation, and an option that begins another (`franc`, `franc CFA`) has no
-  advantage. Letters are not shown; their order cannot matter. Metric `acc`: the best option is the right one (MC1 of
-  Lin et al. 2022 for truthfulness).
+  nothing else: a proper probability over whole answers, so it needs no length normalisation, and an option that begins
+  another (`franc`, `franc CFA`) has no advantage. Letters are not shown; their order cannot matter. Metric `acc`: the
+  best option is the right one (MC1 of Lin et al. 2022 for truthfulness).
 - *Generated* answers are greedy. open_qa, `exact_match`: equal to the answer or an alias after SQuAD's normalisation
   (Rajpurkar et al. 2016). arithmetic, `exact_match`: the last number said is the answer. code, `pass@1`: the expression
   agrees with the library on every test input (`code_check`).
@@ -133,7 +132,7 @@ def _choose(model: PreTrainedModel, form: Form, items: list[WorldItem], batch_si
     """The option of each item that the model finds most likely, of equals the first, and its share of all options."""
     answers = [[ids for option in item.choices for ids in form.answers(item, option)] for item in items]
     pairs = [(form.prompt(item), ways) for item, ways in zip(items, answers, strict=True)]
-    scores = choice_logprobs(model, form.tokenizer, pairs, batch_size=batch_size, progress=progress) if items else []
+    scores = choice_logprobs(model, pairs, batch_size=batch_size, progress=progress) if items else []
     chosen = []
     for item, score in zip(items, scores, strict=True):
         by_option = np.logaddexp.reduce(np.reshape(score, (len(item.choices), -1)), axis=1)

@@ -113,7 +113,9 @@ class RankedEngine:
         with Progress(count, f"{self.ranks} ranks", shown=self.progress) as bar:
             while len(list(self.folder.glob(f"done-{self.lists}-*"))) < self.ranks:
                 bar.advance(sum(len(next(lines)) for lines in files))
-                if self.process.poll() is not None:
+                # Of several machines the launcher waits for all, whose ranks would wait for the failed one's answers.
+                if self.process.poll() is not None or any(self.folder.glob("error-*.json")):
+                    self.stack.close()
                     status, self.process = self.process.returncode, None
                     raise LaunchError(first_failure(self.folder, status, self.ranks))
                 time.sleep(POLL_SECONDS)

@@ -275,7 +275,7 @@ class Study:
                     precision=config.precision, pad_token=config.pad_token, batch_size=config.batch_size, progress=True,
                 )  # fmt: skip
                 stack.callback(engine.close)
-            yield Backend(Journaled(engine, journal))
+            yield Backend(Journaled(engine, journal), seed=config.seed)
 
 
 def ranks() -> int:

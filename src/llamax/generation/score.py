@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from llamax.errors import ModelError, ParameterError
 from llamax.generation.attention import (
@@ -65,7 +65,6 @@ OnScored = Callable[[int, list[Scored]], None]
 
 def choice_logprobs(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
     pairs: list[Pair],
     *,
     batch_size: int = 32,

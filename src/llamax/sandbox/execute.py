@@ -193,10 +193,10 @@ def _run(
         folder = "" if "namespaces" in mechanisms else stack.enter_context(_folder())
         text = stack.enter_context(_file_in_memory(source))
         given = stack.enter_context(_file_in_memory(stdin))
+        order = _order(limits, mechanisms, folder or BOX, text, packages, channels)  # may refuse: before any pipe
         control, control_in = os.pipe()
         result, result_end = os.pipe()
         order_to = stack.enter_context(os.fdopen(control_in, "wb", buffering=0))  # closed, it ends everything
-        order = _order(limits, mechanisms, folder or BOX, text, packages, channels)
         code = f"import sys; sys.path.insert(0, {str(HERE)!r}); from inside import launch; "
         code += f"launch.main({control}, {result_end})"
         launcher = subprocess.Popen(

@@ -40,7 +40,7 @@ from llamax.statistics.preferences import (
     win_rate,
 )
 from llamax.statistics.scores import combine_scores, score
-from llamax.statistics.significance import exact_mcnemar, holm
+from llamax.statistics.significance import exact_mcnemar
 
 __all__ = [
     "Calibration",
@@ -61,7 +61,6 @@ __all__ = [
     "crossed_variance",
     "exact_mcnemar",
     "expected_calibration_error",
-    "holm",
     "krippendorff_alpha",
     "mcnemar_gain",
     "mcnemar_items",

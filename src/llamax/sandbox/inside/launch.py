@@ -17,7 +17,6 @@ import marshal
 import os
 import resource
 import select
-import sys
 import time
 
 from . import kernel, landlock, mounts, seccomp
@@ -387,7 +386,3 @@ def _end(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
