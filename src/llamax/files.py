@@ -52,10 +52,10 @@ def clear_disk_errors(path: Path) -> Iterator[None]:
         raise
 
 
-def write_atomic(path: Path | str, content: str | bytes) -> Path:
+def write_atomic(path: Path | str, content: str | bytes, mode: int = 0o644) -> Path:
     """Write a file that is either complete or not there: temporary file, fsync, rename.
 
-    Raises: DiskFullError: the old content of `path` is untouched.
+    mode: who may read it. Raises: DiskFullError: the old content of `path` is untouched.
     """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
@@ -67,7 +67,7 @@ def write_atomic(path: Path | str, content: str | bytes) -> Path:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(name, 0o644)
+            os.chmod(name, mode)
             os.replace(name, path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):

@@ -50,10 +50,10 @@ def test_every_way_computes_the_same_loss_and_gradient(recipe):
 
 
 def test_each_way_changes_one_thing():
-    """The objective, the rows, how they are laid, the precision, the norms: never two of them at once."""
+    """The objective, the rows, how they are laid, the precision, norms, rotary: never two of them at once."""
     for before, after in pairwise(WAYS):
         functions = {getattr(way.objective, "func", way.objective) for way in (before, after)}
-        fields = ("rows", "precision", "documents", "fused")
+        fields = ("rows", "precision", "documents", "norms", "rotary")
         changed = [getattr(before, field) != getattr(after, field) for field in fields]
         assert sum(changed) + len(functions) - 1 <= 1
 

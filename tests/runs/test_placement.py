@@ -23,6 +23,10 @@ def test_nodes_times_gpus():
     assert ranks(1, 2, {"train.batch_size": 16}) == ({"train.batch_size": 16, "train.ranks": 2}, 2)
 
 
+def test_the_ranks_that_notebook_07_compares_are_no_layout():
+    assert spread("infrastructure", "smol", {}, 1, 1) == ({}, 1)
+
+
 def test_ranks_that_cannot_share_the_batch_are_told_what_they_could():
     for overrides, batch, wanted in (
         ({}, 16, 24),

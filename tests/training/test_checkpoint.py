@@ -8,6 +8,7 @@ import torch
 from training_cases import PAD, log_of, new_config, new_model, new_rows, run_ranks
 
 from llamax.errors import CheckpointError
+from llamax.training import checkpoint
 from llamax.training.config import LoraConfig
 from llamax.training.history import History
 from llamax.training.loop import fit, identity
@@ -79,6 +80,24 @@ def test_killed_run_is_the_same_run(tmp_path, step):
     assert resumed[0].resumed_from == (step // 3) * 3
     assert_same(resumed, whole)
     assert {path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()} == {"step-00000006", "step-00000009"}
+
+
+def test_killed_while_an_old_one_is_deleted_the_run_goes_on(tmp_path, monkeypatch):
+    def cut(folder, **options):
+        if not (folder / "manifest.json").exists():
+            return rmtree(folder, **options)
+        (folder / "manifest.json").unlink()
+        raise Stop
+
+    whole, rmtree = train(tmp_path / "whole"), shutil.rmtree
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(checkpoint.shutil, "rmtree", cut)
+        train(tmp_path / "cut")
+    folder = tmp_path / "cut" / "checkpoints"
+    assert len(list(folder.iterdir())) == EVERY.keep_checkpoints + 1
+    assert all((left / "manifest.json").exists() for left in folder.glob("step-*"))
+    assert_same(train(tmp_path / "cut"), whole)
+    assert all(left.name.startswith("step-") for left in folder.iterdir())
 
 
 def test_only_the_newest_are_kept(tmp_path):

@@ -193,6 +193,14 @@ def test_where_a_job_runs_is_said_by_the_environment(tmp_path, monkeypatch):
         launcher.place(2)
 
 
+def test_ranks_share_the_cores_of_their_own_machine(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64), raising=False)
+    (tmp_path / "hosts").write_text("node1\tslots=8\nnode2   slots=8\n")
+    for ranks, hosts, threads in ((16, str(tmp_path / "hosts"), "8"), (16, None, "4"), (100, None, "1")):
+        assert launcher._environment(launcher.Placement(ranks, hosts, None))["OMP_NUM_THREADS"] == threads
+
+
 def test_a_rank_that_is_done_ends_well_whatever_its_threads_do(tmp_path):
     """Python takes itself down badly where threads live on (here: one that is never joined)."""
     text = (

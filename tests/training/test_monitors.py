@@ -77,6 +77,8 @@ def test_what_is_a_spike():
     assert judged(4.5, 30.0, StabilityConfig(loss_z=0, grad_z=0, not_finite="skip")) is None
     assert judged(4.5, 30.0, before=before[:31]) is None  # too few to judge by
     assert judged(math.nan, 1.0, before=[]) == "loss" and judged(1.0, math.inf, before=[]) == "grad_norm"
+    known = steps_of([0.0] * 40, [1.0] * 40)  # rows that are known by heart
+    assert judged(0.0, 1.0, before=known) is None and judged(0.5, 1.0, before=known) == "loss"
     _, value, threshold = monitors.find_spike(StepMetrics(40, 4.5, 1e-3, 1, 1, 1, 1), before, config)
     losses = [m.loss for m in before]
     scale = median_abs_deviation(losses, scale="normal")
@@ -140,6 +142,8 @@ def test_rewind_and_a_wider_skip(tmp_path, rows):
     (event,) = history.events
     assert (event.back_to, event.skipped) == (8, (BAD - 3, BAD + 2))
     assert [m.step for m in history.steps] == [*range(BAD - 3), *range(BAD + 3, 20)]
+    left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert left == [f"step-{step:08d}" for step in (4, 8, 20)]  # that of 12 knew nothing of the spike
 
 
 def test_too_many_spikes_stop_the_run(tmp_path, rows):

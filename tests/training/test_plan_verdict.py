@@ -1,6 +1,8 @@
 """Operations, time, verdicts, the command line, and what is said to input that cannot be."""
 
 import json
+import math
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -11,8 +13,9 @@ from llamax.training.config import LoraConfig, TrainConfig
 from llamax.training.plan import PlanData, Setup, as_json, find_shape, parse_hardware, plan, report
 from llamax.training.plan.compute import flops, offload_seconds
 from llamax.training.plan.hardware import find_gpu, gpus, parse_bytes
-from llamax.training.plan.verdict import alternatives, judge, needs, possible
+from llamax.training.plan.verdict import alternatives, judge, needs
 
+ROOT = Path(__file__).resolve().parents[2]
 runner = CliRunner()
 ALPACA = PlanData(512, True, 52_002, 110.8, 0.504, 7869)
 ZERO3 = {"precision": "bf16", "engine": "deepspeed", "zero_stage": 3, "gradient_checkpointing": True}
@@ -20,6 +23,12 @@ ZERO3 = {"precision": "bf16", "engine": "deepspeed", "zero_stage": 3, "gradient_
 
 def train(**changes):
     return TrainConfig.parse({**ZERO3, "ranks": 8, "batch_size": 64, "micro_batch": 4, **changes})
+
+
+def assert_takes(setup):
+    """`TrainConfig` accepts what the plan proposes."""
+    there = [name for name in TrainConfig.model_fields if hasattr(setup, name)]
+    TrainConfig(**{name: getattr(setup, name) for name in there})
 
 
 class TestFlops:
@@ -58,7 +67,9 @@ class TestTime:
         found = plan(find_shape("7b"), train(), parse_hardware("8xA100-80GB"), ALPACA, mfu=0.5).compute
         assert found.seconds == pytest.approx(found.flops.model / (8 * 312e12 * 0.5))
         assert found.source == "given"
-        assert found.steps == 3 * round(52_002 * 110.8 / (64 * 512))
+        assert found.steps == 3 * math.ceil(52_002 * 110.8 / (64 * 512))
+        few = plan(find_shape("7b"), train(), parse_hardware("8xA100-80GB"), PlanData(512, False, 450, 110.8))
+        assert few.compute.steps == 3 * 8  # the last batch of an epoch is smaller, as in the loop
 
     def test_max_steps_ends_it(self):
         whole, part = (
@@ -127,9 +138,17 @@ class TestVerdict:
         setup, seen = Setup.of(train(), ALPACA), set()
         for _, other, machine in alternatives(setup, parse_hardware("8xT4"), ALPACA):
             assert other.ranks == machine.gpus
-            assert possible(other)
+            assert_takes(other)
             seen.add(machine.nodes)
         assert seen == {1, 2, 4, 8}
+
+    def test_no_way_out_is_one_that_the_engine_refuses(self):
+        """One process in bf16 on a GPU without bf16: fp16 needs DeepSpeed, and more nodes do too."""
+        setup = Setup.of(train(engine="torch", ranks=1, zero_stage=0, micro_batch=1), ALPACA)
+        for _, other, _ in alternatives(setup, parse_hardware("1xV100-32GB"), ALPACA):
+            assert_takes(other)
+        way = judge(find_shape("smol"), setup, parse_hardware("1xV100-32GB"), ALPACA).ways[0]
+        assert way.changes == ("precision fp16", "engine deepspeed with zero_stage 3")
 
     def test_changes_come_from_cheap_to_dear(self):
         setup = Setup.of(train(gradient_checkpointing=False), ALPACA)
@@ -277,3 +296,26 @@ class TestCommand:
         code += "except SystemExit: pass\nheavy = {'torch', 'transformers', 'deepspeed'} & sys.modules.keys()\n"
         code += "assert not heavy, heavy"
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+QUESTIONS = (
+    (
+        "--profile 7b --gpus 4xV100-32GB --host-memory 256GB -p train.precision=fp16 -p train.offload_optimizer=true",
+        "8.5 with the optimizer offloaded", "181 GiB",
+    ),
+    ("--profile 13b --gpus 8xV100-32GB --host-memory 300GB -p train.precision=fp16", "9.4 GiB", "354 GiB"),
+    (
+        "--profile llama3-70b --model llama-2-70b --gpus 3x8xA100-40GB --host-memory 1TB -p train.batch_size=24",
+        "14.2 of 39.4 GiB", "758 GiB",
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "gpu", "host"), QUESTIONS)
+def test_the_readmes_answers_are_todays(words, gpu, host):
+    found = json.loads(runner.invoke(cli.app, ["plan", *words.split(), "--json"]).stdout)
+    assert f"{found['device']['peak'] / 2**30:.1f}" == gpu.split()[0]
+    assert f"{found['host']['peak'] / 2**30:.0f} GiB" == host
+    asked = words.split(" -p train.precision")[0]
+    (row,) = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(f"| `{asked}`")]
+    assert f" {gpu}" in row and f"| {host}" in row

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from llamax.cli import app
 from llamax.data.world.text import pretraining_texts
-from llamax.errors import CheckpointError, DataError, LlamaxError, ModelError, ParameterError
+from llamax.errors import CheckpointError, DataError, LaunchError, LlamaxError, ModelError, ParameterError
+from llamax.training.preflight import CPU
 from llamax.training.pretrain import PretrainConfig, prepare, with_length
 from llamax.training.pretrain_command import read_config
 
@@ -180,6 +181,17 @@ def test_overrides_are_those_of_run(place):
     options = {"model": "nano", "data": ["a.txt"]}
     assert read_config(None, options, {}).train.epochs == 1
     assert read_config(None, options, {"train.epochs": 2}).train.epochs == 2
+
+
+def test_gpus_that_are_not_there_are_said_before_anything_is_made(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv(CPU, raising=False)
+    words = [word for value in ("engine=deepspeed", "ranks=2", "micro_batch=2") for word in ("-p", f"train.{value}")]
+    with pytest.raises(
+        LaunchError, match=rf"^this trains on 2 GPUs and this machine has none: \({CPU}=1 trains on the"
+    ):
+        llamax("pretrain", "run", place / "run.yaml", "--out", tmp_path / "out", *words)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_key_that_deepspeed_would_ignore_is_said_before_anything_is_made(place, tmp_path):

@@ -12,7 +12,8 @@ from llamax.papers.style import error_bar, styled
 LABELS = {
     "padded": "padded, all logits,\nfp32", "targets": "logits of\ntargets only", "flat": "documents\nend to end",
     "packed": "packed rows", "bf16": "bf16 over\nfp32 master", "scores": "score matrices\n(short documents)",
-    "loss": "loss in the\nlogits' memory", "fused": "norms and\nrotary fused",
+    "loss": "loss in the\nlogits' memory", "norms": "norms by\ntorch's kernels",
+    "rotary": "rotary in\nthree passes",
 }  # fmt: skip
 PARTS = {
     "elementwise": "norms, activations, rotary",

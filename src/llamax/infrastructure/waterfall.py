@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from llamax.data.packing import Batch, Rows, collate, collate_flat
-from llamax.infrastructure.measure import fresh, matmul_rate
+from llamax.infrastructure.measure import fresh
 from llamax.training.attention import Extents, documents_attention
 from llamax.training.config import TrainConfig
 from llamax.training.engines import make_engine
@@ -25,8 +25,6 @@ from llamax.training.plan.compute import flops
 from llamax.training.plan.setup import Setup
 from llamax.training.plan.shapes import shape_of
 from llamax.training.schedules import learning_rate
-
-__all__ = ["WAYS", "Recipe", "Way", "fresh", "matmul_rate", "one_way", "operations"]
 
 
 class Recipe(NamedTuple):
@@ -55,7 +53,8 @@ class Way(NamedTuple):
     rows: str = "single"
     documents: bool = False
     precision: str = "fp32"
-    fused: bool = False
+    norms: bool = False
+    rotary: bool = False
 
 
 def all_logits(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, int]:
@@ -90,7 +89,8 @@ WAYS = (
     Way("bf16", "bf16 over an fp32 master", _one_by_one, "packed", documents=True, precision="bf16"),
     Way("scores", "score matrices of short documents", targets_only, "packed", documents=True, precision="bf16"),
     Way("loss", "loss in the logits' memory", next_token_loss, "packed", documents=True, precision="bf16"),
-    Way("fused", "norms and rotary fused", next_token_loss, "packed", documents=True, precision="bf16", fused=True),
+    Way("norms", "norms by torch's kernels", next_token_loss, "packed", documents=True, precision="bf16", norms=True),
+    Way("rotary", "rotary positions in three passes", next_token_loss, "packed", True, "bf16", norms=True, rotary=True),
 )
 
 
@@ -113,13 +113,13 @@ def one_way(
     def run() -> list[float]:
         losses = []
         attention = documents_attention(model) if way.documents else nullcontext()
-        with attention, fused(model) if way.fused else nullcontext():
+        with attention, fused(model, rotary=way.rotary) if way.norms else nullcontext():
             for step in range(min(whole, steps or whole)):
                 indices = rows_of_step(step, rows, config)
                 scale, total = 1 / rows.supervised(indices), 0.0
-                for micro in micro_batches(indices, config, 0):
-                    if (micro >= 0).any():
-                        batch = lay(rows, micro[micro >= 0], recipe.pad_id)
+                for share in micro_batches(indices, config, 0):
+                    if (chosen := share[share >= 0]).size:
+                        batch = lay(rows, chosen, recipe.pad_id)
                         total += float(engine.loss_and_backward(batch, scale)[0])
                 norm, _ = engine.step(learning_rate(step, whole, config))
                 losses.append(total * scale)

@@ -69,7 +69,7 @@ def _smaller_micro_batch(config: Config, name: str, ranks: int, overrides: dict[
 
 def _rank_parameter(config: Config) -> str | None:
     """Dotted name of the parameter that says on how many ranks `config` trains; None where it does not train."""
-    names = [name for name in parameter_names(type(config)) if name.endswith(".ranks")]
+    names = [name for name in parameter_names(type(config)) if f".{name}".endswith(".train.ranks")]
     there = [name for name in names if _value(config, name) is not None]
     return there[0] if len(there) == 1 else None
 

@@ -25,7 +25,7 @@ def plan_profile(
     tokens: int | None = None,
     mfu: float | None = None,
 ) -> Plan:
-    """Plan what `direction` trains at `profile`. model: in place of the profile's, a name or a place of its shape.
+    """Plan what `direction` trains at `profile`. model: another shape, by its name or a place of its config.
 
     method: `full` or `lora`, the first of the profile's when left out. examples, mean_tokens, tokens: how much data,
     in place of what is known of the profile's source.

@@ -70,7 +70,7 @@ class Checkpoints(NamedTuple):
                 shutil.rmtree(final, ignore_errors=True)
                 work.rename(final)
                 for old in self.complete()[: -self.keep]:
-                    shutil.rmtree(old)
+                    _drop(old)
         engine.gather(None)
 
     def complete(self) -> list[Path]:
@@ -100,7 +100,7 @@ class Checkpoints(NamedTuple):
         engine.gather(None)  # everyone has looked
         if engine.rank == 0:
             for newer in there[there.index(chosen[0]) + 1 :]:
-                shutil.rmtree(newer)
+                _drop(newer)
         return self._restore(chosen[0], engine)
 
     def _restore(self, checkpoint: Path, engine: Engine) -> Past:
@@ -195,6 +195,14 @@ def _all_or_nothing(work: Path, engine: Engine) -> Iterator[None]:
         if isinstance(error, RuntimeError) and SHORT_WRITE.search(str(error)):
             raise DiskFullError(f"no disk space to write {work}; free some and run again to resume") from error
         raise
+
+
+def _drop(checkpoint: Path) -> None:
+    """Delete a checkpoint. Killed on the way, what is left is none any more, and is swept at the next start."""
+    dropped = checkpoint.with_name(f".step.{_step_of(checkpoint):08d}.dropped")
+    shutil.rmtree(dropped, ignore_errors=True)
+    checkpoint.rename(dropped)
+    shutil.rmtree(dropped)
 
 
 def _hash_together(engine: Engine, files: list[Path], root: Path) -> dict[str, str]:

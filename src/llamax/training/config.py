@@ -17,6 +17,7 @@ ONE_OWNER = {
     "optimizer": "learning_rate, betas, eps and weight_decay",
     "scheduler": "schedule and warmup_ratio",
     "fp16.enabled": "precision",
+    "fp16.loss_scale": "the engine: a step that overflows is repeated at half the scale, so it cannot be fixed",
     "bf16.enabled": "precision",
     "torch_autocast": "precision",
     "amp": "precision",

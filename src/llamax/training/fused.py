@@ -71,16 +71,17 @@ def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 
 
 
 @contextlib.contextmanager
-def fused(model: nn.Module) -> Iterator[None]:
+def fused(model: nn.Module, *, rotary: bool = True) -> Iterator[None]:
     """While it lasts the model's `LlamaRMSNorm`s are computed by torch's kernels (on a CPU as `_RMSNorm` says), and
-    every LLaMA of this process turns queries and keys by `rotate`.
+    every LLaMA of this process turns queries and keys by `rotate` (a function is all that transformers has for it).
 
     Other modules are left alone; so is a norm whose `forward` somebody else has replaced.
     """
     norms = [module for module in model.modules() if type(module) is LlamaRMSNorm and "forward" not in vars(module)]
     for norm in norms:
         norm.forward = _forward_of(norm)
-    was, modeling_llama.apply_rotary_pos_emb = modeling_llama.apply_rotary_pos_emb, rotate
+    was = modeling_llama.apply_rotary_pos_emb
+    modeling_llama.apply_rotary_pos_emb = rotate if rotary else was
     try:
         yield
     finally:

@@ -25,6 +25,7 @@ from llamax.training.history import Event, StepMetrics
 
 MAD_TO_SIGMA = 1.4826  # of a normal distribution (Rousseeuw & Croux 1993)
 LEAST_LOSS_SPREAD = 0.01  # of the median: steps on data all alike would make anything a spike
+LEAST_LOSS = 0.1  # nats; below it the median, which may be 0, is no measure
 LEAST_LOG_NORM_SPREAD = 0.1
 WORST_ROWS = 16  # recorded of a batch
 SHOWN_ROWS = 3
@@ -55,7 +56,7 @@ def find_spike(metrics: StepMetrics, before: Sequence[StepMetrics], config: Stab
         return None
     losses, norms = [m.loss for m in recent], [math.log(max(m.grad_norm, 1e-30)) for m in recent]
     log_norm = math.log(max(metrics.grad_norm, 1e-30))
-    loss_spread = LEAST_LOSS_SPREAD * abs(float(np.median(losses)))
+    loss_spread = LEAST_LOSS_SPREAD * max(LEAST_LOSS, abs(float(np.median(losses))))
     if config.loss_z and robust_z(metrics.loss, losses, loss_spread) > config.loss_z:
         return "loss", metrics.loss, _threshold(losses, loss_spread, config.loss_z)
     if config.grad_z and robust_z(log_norm, norms, LEAST_LOG_NORM_SPREAD) > config.grad_z:

@@ -57,7 +57,7 @@ def trainings(config: Any) -> Iterator[TrainConfig]:
             yield train
 
 
-def check_machine(train: TrainConfig, profile: str) -> None:
+def check_machine(train: TrainConfig, profile: str | None = None) -> None:
     """Raise `LaunchError` if `train` wants more GPUs than there are here, and nothing says that it shall not have them.
 
     With a hostfile the GPUs are elsewhere; DeepSpeed's launcher counts them there, but the hosts must answer now.
@@ -71,16 +71,19 @@ def check_machine(train: TrainConfig, profile: str) -> None:
         check_hosts(where.hostfile, train.ranks)
     if where.hostfile or rehearsing() or os.environ.get(CPU):
         return
-    found = gpus()
+    found, what = gpus(), f"profile {profile} trains" if profile else "this trains"
     if not found:
+        rehearse = (
+            f"rehearse it here with --rehearse, see what it needs with `llamax plan --profile {profile} --gpus "
+            f"{train.ranks}xA100-80GB` "
+        ) if profile else ""  # fmt: skip
         raise LaunchError(
-            f"profile {profile} trains on {train.ranks} GPUs and this machine has none: rehearse it here with "
-            f"--rehearse, see what it needs with `llamax plan --profile {profile} --gpus {train.ranks}xA100-80GB` "
+            f"{what} on {train.ranks} GPUs and this machine has none: {rehearse}"
             f"({CPU}=1 trains on the CPU all the same)"
         )
     if found < train.ranks:
         raise LaunchError(
-            f"profile {profile} trains on {train.ranks} GPUs and this machine shows {found}: "
+            f"{what} on {train.ranks} GPUs and this machine shows {found}: "
             f"LLAMAX_RANKS={found} trains on those, LLAMAX_HOSTFILE=FILE on several machines"
         )
 

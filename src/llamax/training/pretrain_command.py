@@ -12,7 +12,7 @@ from llamax.runs.parameters import YamlLoader, apply_overrides
 from llamax.training.config import TrainConfig
 from llamax.training.launch import train
 from llamax.training.loop import count_steps
-from llamax.training.preflight import check_json
+from llamax.training.preflight import check_json, check_machine
 from llamax.training.pretrain import PretrainConfig, prepare
 
 
@@ -62,6 +62,7 @@ def run(file: Path | None, out: Path, options: dict[str, Any], overrides: dict[s
     """Pre-train, and say what came out."""
     config = read_config(file, options, overrides)
     check_json(config.train)
+    check_machine(config.train)
     job = prepare(config, out)
     steps = _steps(job.rows, job.train)
     with Progress(steps, "pretrain") as bar:

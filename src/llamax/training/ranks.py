@@ -24,7 +24,7 @@ from typing import NamedTuple, NoReturn
 
 from llamax.errors import LaunchError
 from llamax.files import locate, write_atomic
-from llamax.training.hosts import check_hosts, environment_file
+from llamax.training.hosts import check_hosts, environment_file, slots
 from llamax.training.srun import srun_command
 
 POLL_SECONDS = 0.2
@@ -65,7 +65,7 @@ def _checked(hostfile: str) -> str:
     if not path.is_file():
         raise LaunchError(f"hostfile {hostfile}: no such file; give one with a line 'host slots=8' per machine")
     lines = [line.split("#")[0].strip() for line in path.read_text(errors="replace").splitlines()]
-    bad = [line for line in lines if line and not re.fullmatch(r"\S+ slots=[1-9]\d*", line)]
+    bad = [line for line in lines if line and not re.fullmatch(r"\S+\s+slots=[1-9]\d*", line)]
     if bad or not any(lines):
         fault = repr(bad[0][:40]) if bad else "no hosts in it"
         raise LaunchError(f"hostfile {hostfile}: {fault}; want a line 'host slots=8' per machine")
@@ -114,11 +114,11 @@ def _command(module: str, job_file: Path, where: Placement) -> list[str]:
     return [*python, *launcher, f"--master_port={port}", *worker, "--parent-on-stdin"]
 
 
-def _environment(ranks: int) -> dict[str, str]:
-    """This process's environment, with the cores shared out and DeepSpeed told where there is no GPU."""
+def _environment(where: Placement) -> dict[str, str]:
+    """This process's environment, with a machine's cores shared out and DeepSpeed told where there is no GPU."""
     environment = dict(os.environ)
-    cores = len(os.sched_getaffinity(0))
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
+    here = max(slots(where.hostfile).values()) if where.hostfile else where.ranks
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // here)))
     if not shutil.which("nvidia-smi"):
         environment.setdefault("DS_ACCELERATOR", "cpu")
     return environment
@@ -127,10 +127,11 @@ def _environment(ranks: int) -> dict[str, str]:
 @contextlib.contextmanager
 def started(module: str, job_file: Path, where: Placement) -> Iterator[subprocess.Popen]:
     """The launcher and its ranks as one process group, none of which outlives the block; `run_ranks` says the rest."""
-    environment = _environment(where.ranks)
+    environment = _environment(where)
     if where.hostfile and os.environ.get("LLAMAX_LAUNCHER") != "srun":  # Slurm has its own ways to its machines
         check_hosts(where.hostfile, where.ranks)
-        carried = write_atomic(job_file.parent / "environment", environment_file(environment))
+        text = environment_file(environment)
+        carried = write_atomic(job_file.parent / "environment", text, mode=0o600)  # it may hold the hub's token
         environment["DS_ENV_FILE"] = str(carried)
     with open(job_file.parent / "log.txt", "wb") as log:
         process = subprocess.Popen(
@@ -152,6 +153,7 @@ def started(module: str, job_file: Path, where: Placement) -> Iterator[subproces
             os.killpg(process.pid, signal.SIGKILL)
         process.stdin.close()
         process.wait()
+        (job_file.parent / "environment").unlink(missing_ok=True)
 
 
 def new_lines(file: Path) -> Iterator[list[bytes]]:

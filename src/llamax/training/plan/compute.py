@@ -6,6 +6,7 @@ of `n` tokens has `n (n + 1) / 2` pairs, each 4 operations per query width and l
 computes a second time is no progress and is shown apart. LoRA's frozen maps need no gradient of their own weights.
 """
 
+import math
 from typing import NamedTuple
 
 from llamax.training.plan.hardware import Hardware
@@ -82,9 +83,10 @@ def compute(shape: Shape, setup: Setup, hardware: Hardware, data: PlanData, mfu:
     per_second = step_tokens / (step_seconds + offload)
     if tokens is None:
         return Compute(row, per_token, rate, where, per_second, None, offload, None, setup.max_steps)
-    steps = setup.epochs * max(1, round(tokens / step_tokens))
-    steps = min(steps, setup.max_steps or steps)
-    share = steps / (setup.epochs * max(1, round(tokens / step_tokens)))
+    rows = tokens / data.length if data.packing else data.documents
+    every = setup.epochs * math.ceil(rows / setup.batch_size)
+    steps = min(every, setup.max_steps or every)
+    share = steps / every
     whole = tokens * setup.epochs * share
     all_flops = flops(shape, setup, whole, per_document * whole / mean, whole * data.supervised)
     seconds = all_flops.model / peak + steps * offload

@@ -112,10 +112,13 @@ def alternatives(setup: Setup, hardware: Hardware, data: PlanData) -> Iterator[t
 
 
 def possible(setup: Setup) -> bool:
-    """Whether `TrainConfig` would take it: the batch divides, offload has its stage."""
-    divides = setup.batch_size % (setup.micro_batch * setup.ranks) == 0
-    offload = not setup.offload_optimizer or setup.zero_stage >= 1
-    return divides and offload and not (setup.offload_parameters and setup.zero_stage != 3)
+    """Whether `TrainConfig` would take it: the batch divides, and the engine has what is asked of it."""
+    if setup.batch_size % (setup.micro_batch * setup.ranks):
+        return False
+    if setup.engine == "torch":
+        return setup.ranks == 1 and setup.precision != "fp16" and not setup.zero_stage and not offloaded(setup)
+    needed = 3 if setup.offload_parameters else 1 if setup.offload_optimizer or setup.precision != "fp32" else 0
+    return setup.zero_stage >= needed
 
 
 def _precisions(setup: Setup, hardware: Hardware) -> list[tuple]:
@@ -150,7 +153,8 @@ def _switch(on: bool, name: str, cost: int) -> list[tuple]:
 def _stages(setup: Setup) -> list[tuple]:
     if setup.zero_stage == 3:
         return [(0, {}, "")]
-    return [(0, {}, ""), (128, {"zero_stage": 3, "engine": "deepspeed"}, "zero_stage 3")]
+    words = "zero_stage 3" if setup.engine == "deepspeed" else "engine deepspeed with zero_stage 3"
+    return [(0, {}, ""), (128, {"zero_stage": 3, "engine": "deepspeed"}, words)]
 
 
 def _lengths(setup: Setup, data: PlanData) -> list[tuple]:
