@@ -73,7 +73,7 @@ def test_the_likeliest_option_is_chosen_whichever_way_it_ends(base, monkeypatch)
     def scores(chosen_way):
         """One option is likely, if it ends in one way; the others are likelier than its other ways."""
 
-        def score(model, tokenizer, pairs, **_):
+        def score(model, pairs, **_):
             ((_, ways),) = pairs
             assert len(ways) == 3 * (1 + len(ends))
             return [[-1.0 if way == 3 + chosen_way else -9.0 if 3 <= way < 6 else -5.0 for way in range(len(ways))]]
