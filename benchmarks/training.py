@@ -13,9 +13,10 @@ documents 64 at a time (the original's batch). AdamW, cosine schedule, clipping 
   pure bf16; a row per forward.
 * **ours**: `fit` in bf16 over an fp32 master, rows end to end.
 
-Reported: real and supervised tokens per second, the share of padding, and MFU: model FLOPs (attention counted exactly
-for the documents, recomputation not at all) over what a large bf16 matrix product reaches on this machine, measured
-between the runs. Ratios are pair by pair. Final losses are of 64 other examples, by one function for all.
+Reported: real, supervised and padded tokens per second (the last: all that went through the model), and MFU: model
+FLOPs (attention counted exactly for the documents, recomputation not at all) over what a large bf16 matrix product
+reaches on this machine, measured between the runs. Ratios are pair by pair. Final losses are of 64 other examples, by
+one function for all; `parity` also trains ours with three seeds, which says how far such a loss moves by chance.
 """
 
 import argparse
@@ -27,6 +28,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +44,8 @@ from transformers.utils import logging
 from llamax.data.packing import Rows, build_rows, collate_flat
 from llamax.data.sources import read
 from llamax.data.templates import get_template
-from llamax.infrastructure.waterfall import WAYS, Recipe, fresh, matmul_rate, one_way, operations
+from llamax.infrastructure.measure import fresh, matmul_rate
+from llamax.infrastructure.waterfall import WAYS, Recipe, one_way, operations, padded_tokens
 from llamax.models.load import load
 from llamax.training import attention
 from llamax.training.config import TrainConfig
@@ -50,6 +53,7 @@ from llamax.training.loop import fit
 from llamax.training.objectives import next_token_loss
 
 LENGTH, DOCUMENTS, HELD_OUT, ROWS, BATCH, RATE = 2048, 256, 64, 4, 64, 2e-5
+SAME = 1e-3  # share by which losses in fp32 may differ
 
 
 class Work(NamedTuple):
@@ -91,7 +95,16 @@ def prepare(spec: str, documents: int) -> Work:
     return Work(*rows, model, tokenizer)
 
 
-def ours(work: Work, precision: str = "bf16", seed: int = 0, **changes) -> tuple[nn.Module, Callable[[], None]]:
+class System(NamedTuple):
+    """What is trained; what trains it for an epoch and gives the losses; the tokens that went through it, padding
+    included, which is known afterwards."""
+
+    model: nn.Module
+    run: Callable[[], list[float]]
+    padded: Callable[[], int]
+
+
+def ours(work: Work, precision: str = "bf16", seed: int = 0, **changes) -> System:
     """Our `fit`, one epoch."""
     config = TrainConfig(
         learning_rate=RATE, epochs=1, batch_size=ROWS, micro_batch=1, precision=precision, seed=seed
@@ -102,17 +115,17 @@ def ours(work: Work, precision: str = "bf16", seed: int = 0, **changes) -> tuple
         with tempfile.TemporaryDirectory() as out:
             return fit(model, work.packed, config, out, pad_id=work.tokenizer.pad_token_id).losses
 
-    return model, run
+    return System(model, run, lambda: len(work.packed.tokens))
 
 
-def as_dataset(rows: Rows, **names: str) -> datasets.Dataset:
+def as_dataset(rows: Rows, without: str) -> datasets.Dataset:
     """The documents with what is a target: as labels, or as TRL's completion mask."""
     out = []
     for first, last in zip(rows.offsets[:-1], rows.offsets[1:], strict=True):
         ids, mask = rows.tokens[first:last].tolist(), rows.mask[first:last]
         labels = [token if target else -100 for token, target in zip(ids, mask, strict=True)]
         out.append({"input_ids": ids, "completion_mask": mask.astype(int).tolist(), "labels": labels})
-    return datasets.Dataset.from_list(out).remove_columns(names.get("without", "labels"))
+    return datasets.Dataset.from_list(out).remove_columns(without)
 
 
 def common(out: str) -> dict:
@@ -133,7 +146,7 @@ def common(out: str) -> dict:
     }
 
 
-def trl_run(work: Work, how: str, rows: int = ROWS) -> tuple[nn.Module, Callable[[], list[float]]]:
+def trl_run(work: Work, how: str, rows: int = ROWS) -> System:
     """TRL at its best: packed, padding-free, chunked loss; `how`: bf16 'autocast', 'pure' bf16, or 'fp32'."""
     out = tempfile.mkdtemp()
     model = work.fresh(torch.bfloat16 if how == "pure" else torch.float32)
@@ -149,21 +162,24 @@ def trl_run(work: Work, how: str, rows: int = ROWS) -> tuple[nn.Module, Callable
     )
     data = as_dataset(work.single, without="labels")
     trainer = trl.SFTTrainer(model, config, train_dataset=data, processing_class=work.tokenizer)
-
-    def run() -> list[float]:
-        trainer.train()
-        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-
-    return model, run
+    return System(model, partial(losses_of, trainer), lambda: len(work.single.tokens))  # rows end to end, no padding
 
 
-def original_run(work: Work, *, batch: int = BATCH, micro: int = 8) -> tuple[nn.Module, Callable[[], list[float]]]:
+def losses_of(trainer: Trainer) -> list[float]:
+    """Train, and give the loss of each step."""
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def original_run(work: Work, *, batch: int = BATCH, micro: int = 8) -> System:
     """The original recipe: Hugging Face's Trainer, padding to the longest of the micro-batch, fp32."""
     model, pad = work.fresh(torch.float32), work.tokenizer.pad_token_id
     steps = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": batch // micro}
+    laid: list[int] = []
 
     def collator(documents: list[dict]) -> dict[str, torch.Tensor]:
         width = max(len(document["input_ids"]) for document in documents)
+        laid.append(width * len(documents))
         fields = {"input_ids": pad, "labels": -100}
         padded = {
             name: torch.tensor([d[name] + [fill] * (width - len(d[name])) for d in documents])
@@ -175,12 +191,7 @@ def original_run(work: Work, *, batch: int = BATCH, micro: int = 8) -> tuple[nn.
     arguments = TrainingArguments(**common(tempfile.mkdtemp()), **steps)
     data = as_dataset(work.single, without="completion_mask")
     trainer = Trainer(model, arguments, train_dataset=data, data_collator=collator)
-
-    def run() -> list[float]:
-        trainer.train()
-        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-
-    return model, run
+    return System(model, partial(losses_of, trainer), lambda: sum(laid))
 
 
 def held_out_loss(work: Work, model: nn.Module) -> float:
@@ -199,16 +210,17 @@ def measure(work: Work, systems: dict[str, Callable], repeats: int) -> dict[str,
     found: dict[str, list[dict]] = {name: [] for name in systems}
     for repeat in range(repeats):
         for name, make in systems.items():
-            model, run = make()
+            system = make()
             before = matmul_rate(torch.bfloat16)
             start = time.perf_counter()
-            losses = run()
+            losses = system.run()
             seconds = time.perf_counter() - start
             rate = max(before, matmul_rate(torch.bfloat16))
-            held_out = held_out_loss(work, model) if repeat == 0 else None
-            found[name].append({"seconds": seconds, "rate": rate, "losses": losses, "held_out": held_out})
+            held_out = held_out_loss(work, system.model) if repeat == 0 else None
+            one = {"seconds": seconds, "rate": rate, "padded": system.padded(), "losses": losses, "held_out": held_out}
+            found[name].append(one)
             print(f"{repeat} {name}: {seconds:.1f} s, {rate / 1e9:,.0f} GFLOP/s, losses {losses}", flush=True)
-            del model, run
+            del system
             gc.collect()
     return found
 
@@ -224,6 +236,7 @@ def summary(work: Work, found: dict[str, list[dict]], ours_name: str) -> list[di
         table.append({
             "system": name, "seconds": statistics.median(run["seconds"] for run in runs),
             "real_per_second": statistics.median(real / run["seconds"] for run in runs),
+            "padded_per_second": statistics.median(run["padded"] / run["seconds"] for run in runs),
             "supervised_per_second": statistics.median(rates), "lowest": min(rates), "highest": max(rates),
             "mfu": statistics.median(shares), "ratio": statistics.median(ratios), "ratios": ratios,
             "last_loss": runs[0]["losses"][-1], "held_out": runs[0]["held_out"], "runs": runs,
@@ -237,16 +250,16 @@ def as_markdown(what: str, facts: dict, table: list[dict]) -> str:
     lines += [f"- {key}: {value}" for key, value in facts.items() if key != "command"]
     lines += [
         "",
-        "| system | seconds | real tok/s | supervised tok/s (range) | MFU | ours faster by | held-out loss |",
+        "| system | seconds | real, padded tok/s | supervised tok/s (range) | MFU | ours faster by | held-out loss |",
+        "|---|---|---|---|---|---|---|",
     ]
-    lines += ["|---|---|---|---|---|---|---|"]
     for row in table:
         ratio = f"x{row['ratio']:.2f} ({min(row['ratios']):.2f} to {max(row['ratios']):.2f})"
         loss = f"{row['held_out']:.4f}" if row["held_out"] is not None else ""
         spread = f"{row['supervised_per_second']:.0f} ({row['lowest']:.0f} to {row['highest']:.0f})"
+        tokens = f"{row['real_per_second']:.0f}, {row['padded_per_second']:.0f}"
         lines.append(
-            f"| {row['system']} | {row['seconds']:.1f} | {row['real_per_second']:.0f} | {spread} | {row['mfu']:.1%} "
-            f"| {ratio} | {loss} |"
+            f"| {row['system']} | {row['seconds']:.1f} | {tokens} | {spread} | {row['mfu']:.1%} | {ratio} | {loss} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -254,11 +267,23 @@ def as_markdown(what: str, facts: dict, table: list[dict]) -> str:
 def parity(work: Work) -> dict[str, float]:
     """Loss of the first optimizer step in fp32, all examples in it: before any update, so it is the same or wrong."""
     everything = len(work.packed)
-    return {
-        "ours": ours(work, "fp32", batch_size=everything, max_steps=1)[1]()[0],
-        "TRL packed": trl_run(work, "fp32", everything)[1]()[0],
-        "original": original_run(work, batch=len(work.single), micro=8)[1]()[0],
+    losses = {
+        "ours": ours(work, "fp32", batch_size=everything, max_steps=1).run()[0],
+        "TRL packed": trl_run(work, "fp32", everything).run()[0],
+        "original": original_run(work, batch=len(work.single), micro=8).run()[0],
     }
+    assert max(losses.values()) / min(losses.values()) < 1 + SAME, losses
+    return losses
+
+
+def by_seed(work: Work) -> list[float]:
+    """Held-out losses of ours, trained in bf16 with three seeds: orders of the rows."""
+    found = []
+    for seed in range(3):
+        system = ours(work, seed=seed)
+        system.run()
+        found.append(held_out_loss(work, system.model))
+    return found
 
 
 def main() -> None:
@@ -282,12 +307,15 @@ def main() -> None:
         f"transformers {transformers.__version__}, trl {trl.__version__}",
     }
     if arguments.what == "parity":
-        losses = parity(work)
+        losses, seeds = parity(work), by_seed(work)
         table = None
         head = ["# Training: loss of the first optimizer step, fp32", "", f"`{facts['command']}`", ""]
         head += [f"- {key}: {value}" for key, value in facts.items() if key != "command"]
         text = "\n".join([*head, "", *(f"- {name}: {loss!r} nats per token" for name, loss in losses.items())])
-        facts |= {"first loss": losses}
+        chance = ", ".join(f"{loss:.4f}" for loss in seeds)
+        text += f"\n\nHeld-out loss of ours after an epoch in bf16, by seed: {chance} "
+        text += f"(standard deviation {statistics.stdev(seeds):.4f})"
+        facts |= {"first loss": losses, "held-out loss by seed": seeds}
     else:
         systems = {
             "speed": {
@@ -296,7 +324,10 @@ def main() -> None:
                 "TRL packed, pure bf16": lambda: trl_run(work, "pure"),
                 "original recipe": lambda: original_run(work),
             },
-            "waterfall": {way.name: lambda way=way: one_way(work.recipe, way) for way in WAYS},
+            "waterfall": {
+                way.name: lambda way=way: System(*one_way(work.recipe, way), lambda: padded_tokens(work.recipe, way))
+                for way in WAYS
+            },
         }[arguments.what]
         found = measure(work, systems, arguments.repeats)
         table = summary(work, found, "ours" if arguments.what == "speed" else WAYS[-1].name)

@@ -10,7 +10,7 @@ import torch
 from llamax.data.packing import Documents
 from llamax.errors import TrainingError
 from llamax.infrastructure import analysis
-from llamax.infrastructure.waterfall import WAYS, Recipe, all_logits, one_way, operations
+from llamax.infrastructure.waterfall import WAYS, Recipe, all_logits, one_way, operations, padded_tokens
 from llamax.training.attention import Extents, attend
 
 
@@ -94,3 +94,15 @@ def test_extents_say_which_documents_are_short():
 
 def test_operations_are_of_the_real_tokens_however_they_lie(recipe):
     assert operations(recipe.model, recipe.packed) == operations(recipe.model, recipe.single) > 0
+
+
+def test_padding_counts_what_goes_through_the_model(recipe):
+    seen = []
+
+    def counting(model, batch):
+        seen.append(batch.input_ids.numel())
+        return all_logits(model, batch)
+
+    one_way(recipe, WAYS[0]._replace(objective=counting))[1]()
+    assert padded_tokens(recipe, WAYS[0]) == sum(seen) > len(recipe.single.tokens)
+    assert padded_tokens(recipe, WAYS[2]) == len(recipe.single.tokens)

@@ -17,7 +17,7 @@ from llamax.errors import LaunchError
 from llamax.files import clear_disk_errors, sweep, write_atomic
 from llamax.infrastructure import analysis, measure
 from llamax.infrastructure.config import InfrastructureConfig
-from llamax.infrastructure.waterfall import WAYS, Recipe, Way, one_way, operations
+from llamax.infrastructure.waterfall import WAYS, Recipe, Way, one_way, operations, padded_tokens
 from llamax.models.load import load
 from llamax.models.precision import DTYPES
 from llamax.progress import progress_over
@@ -126,10 +126,6 @@ class Study:
 
             yield {"key": way.key, "peak": measure.counted(two_steps)}
 
-    @property
-    def _steps(self) -> int:
-        return math.ceil(len(self.recipe.single) / self.recipe.batch)
-
     def _ways(self) -> Iterator[dict]:
         """Every way, interleaved, with the machine's own rates around it."""
         single = self.recipe.single
@@ -146,19 +142,9 @@ class Study:
             rates = {name: max(rate, self._rate(name)) for name, rate in before.items()}
             yield {
                 "key": way.key, "repeat": repeat, "seconds": seconds, "real": real, "supervised": supervised,
-                "padded": real if way.documents else self._padded(), "flops": done, "rate": rates[way.precision],
+                "padded": padded_tokens(self.recipe, way), "flops": done, "rate": rates[way.precision],
                 "bf16_rate": rates["bf16"], "last_loss": losses[-1],
             }  # fmt: skip
-
-    def _padded(self) -> int:
-        """Tokens of an epoch when each micro-batch is padded to its longest document."""
-        recipe, config = self.recipe, TrainConfig(batch_size=self.recipe.batch, micro_batch=self.recipe.micro)
-        total = 0
-        for step in range(self._steps):
-            for micro in measure.micro_batches(measure.rows_of_step(step, recipe.single, config), config, 0):
-                lengths = recipe.single.lengths[micro[micro >= 0]]
-                total += len(lengths) * int(lengths.max(initial=0))
-        return total
 
     # -- one process, several ranks -----------------------------------------------------------------------------------
 

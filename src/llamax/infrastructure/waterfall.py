@@ -136,3 +136,15 @@ def operations(model: nn.Module, rows: Rows) -> float:
     pairs = (lengths * (lengths + 1) / 2).sum()
     setup = Setup(precision="bf16", engine="torch")
     return flops(shape_of(model.config.to_dict()), setup, lengths.sum(), pairs, rows.mask.sum()).model
+
+
+def padded_tokens(recipe: Recipe, way: Way) -> int:
+    """Tokens that go through the model in an epoch: the real ones, or each micro-batch as wide as its longest."""
+    if way.documents:
+        return len(recipe.single.tokens)
+    rows, config, total = recipe.single, TrainConfig(batch_size=recipe.batch, micro_batch=recipe.micro), 0
+    for step in range(-(-len(rows) // recipe.batch)):
+        for share in micro_batches(rows_of_step(step, rows, config), config, 0):
+            lengths = rows.lengths[share[share >= 0]]
+            total += len(lengths) * int(lengths.max(initial=0))
+    return total
