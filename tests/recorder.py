@@ -12,7 +12,7 @@ class Recorder:
         self.scratch, self.completed = scratch, False
         self.record = SimpleNamespace(key="k", parts={}, notes={}, run="recorded")
         self.metrics, self.frames, self.notes = {}, {}, {}
-        self.tokens, self.flops = 0, 0.0
+        self.tokens, self.flops, self.seconds = 0, 0.0, 0.0
 
     def metric(self, name, value, **rest):
         self.metrics[name] = value
@@ -27,7 +27,7 @@ class Recorder:
         self.notes[name] = value
 
     def cost(self, *, tokens=0, flops=0.0, seconds=0.0):
-        self.tokens, self.flops = self.tokens + tokens, self.flops + flops
+        self.tokens, self.flops, self.seconds = self.tokens + tokens, self.flops + flops, self.seconds + seconds
 
     def complete(self):
         self.completed = True

@@ -12,6 +12,14 @@ from llamax.errors import LlamaxError
 HUB_TIMEOUT = 5.0  # seconds to find out that there is no network
 
 
+def commit_of(name: str, kind: Literal["dataset", "model"], error: type[LlamaxError], remedy: str) -> str:
+    """The commit that the hub's `main` is at. Raises: `error`, one line: it cannot be asked, or has no `name`."""
+    from huggingface_hub import HfApi
+
+    with asked(name, kind, error, remedy):
+        return HfApi().repo_info(name, repo_type=kind, timeout=HUB_TIMEOUT).sha
+
+
 @contextlib.contextmanager
 def asked(name: str, kind: Literal["dataset", "model"], error: type[LlamaxError], remedy: str) -> Iterator[None]:
     """Make sure that the hub has `name`, then run the block that fetches it.

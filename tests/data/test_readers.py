@@ -284,6 +284,12 @@ def test_real_preferences_are_read_whole(shared_data):
     assert len(convert_preferences(file_rows(path), path.name)) == 300
 
 
+def test_a_speaker_who_says_nothing_is_named_by_line_and_field(tmp_path):
+    path = write(tmp_path / "pairs.jsonl", [{"chosen": "\n\nHuman: \n\nAssistant: b", "rejected": "c"}])
+    with pytest.raises(DataError, match=r"line 1 field 'chosen\[0\]\.\w+' is empty"):
+        convert_preferences(file_rows(path), path.name)
+
+
 def test_real_tool_calls_are_read_whole(shared_data):
     conversations = read_file(shared_data / "llamafactory_demo" / "glaive_toolcall_en_demo.json")
     roles = [message.role for conversation in conversations for message in conversation.messages]

@@ -132,6 +132,13 @@ BOUND = [
 ]
 
 
+def test_a_template_that_asks_for_today_does_not_age():
+    jinja = "{{ strftime_now('%d %b %Y') }} {% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    tokenizer, template = own_template(next(iter(TOKENIZERS.values())), jinja)
+    chat = Conversation(messages=[user("a"), assistant("b")])
+    assert tokenizer.decode(render(chat, tokenizer, template).input_ids).startswith("26 Jul 2024")
+
+
 def bound(template: str, family: str):
     """Tokenizer and template under test."""
     if template.startswith("tokenizer:"):

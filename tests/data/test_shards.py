@@ -169,6 +169,11 @@ def test_two_at_once_in_one_folder_are_refused(tmp_path, tiny_tokenizer):
     [
         ("a.jsonl", '{"text": "a"}\n{"txt": "b"}\n', r"line 2: no text in the field 'text'; it has: txt"),
         ("a.jsonl", '{"text": "a"}\n{"text": 7}\n', r"line 2: no text in the field 'text': it is a number$"),
+        (
+            "a.jsonl",
+            '{"text": "\\ud800"}\n',
+            r"line 1: 'text' has a lone surrogate \(half a char",
+        ),
         ("a.jsonl", '{"text": null}\n', r"line 1: no text in the field 'text': it is null$"),
         ("a.jsonl", '{"text": "a"}\nnot json\n', r"line 2 .*is not JSON"),
         ("a.jsonl", "", r"the inputs hold no text"),

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from llamax.data.conversation import Conversation, assistant, user
-from llamax.data.sources import cards, content_hash, find, fingerprint, read, read_card, read_preferences
+from llamax.data.sources import cards, content_hash, find, fingerprint, read, read_card, read_preferences, rows
 from llamax.errors import DataError
 from llamax.files import repository
 
@@ -117,6 +117,24 @@ def test_a_fingerprint_covers_every_split(monkeypatch, tmp_path):
     path.write_text("two")
     assert fingerprint("gsm8k", "train") == train
     assert fingerprint("gsm8k") != whole
+
+
+def test_where_the_hub_has_other_rows_the_local_copys_hash_does_not_stand_for_them(monkeypatch, tmp_path):
+    monkeypatch.setenv("LLAMAX_DATA", str(tmp_path))
+    path = tmp_path / cards()["nq_open"].splits["train"].local
+    path.parent.mkdir()
+    path.write_text("rows")
+    here = fingerprint("nq_open", "train")
+    monkeypatch.delenv("LLAMAX_DATA")
+    assert fingerprint("nq_open", "train") not in (here, cards()["nq_open"].splits["train"].sha256)
+    with pytest.raises(DataError, match="nq_open: the hub's rows are others than the local copy's"):
+        fingerprint("nq_open", ask=False)
+
+
+def test_what_is_on_no_hub_is_said(monkeypatch):
+    monkeypatch.delenv("LLAMAX_DATA", raising=False)
+    with pytest.raises(DataError, match="is on no hub: set LLAMAX_DATA to a folder with its files"):
+        list(rows("jmmlu", "test"))
 
 
 def test_fingerprints_need_no_torch():

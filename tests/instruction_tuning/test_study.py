@@ -53,3 +53,4 @@ def test_what_is_done_is_read_back_and_counted(done, monkeypatch):
     pd.testing.assert_frame_equal(second.frames["items"], run.frames["items"])
     assert second.metrics == run.metrics
     assert (second.tokens, second.flops) == (run.tokens, run.flops)
+    assert run.seconds == 0 < second.seconds

@@ -78,6 +78,12 @@ def test_bad_input_is_one_line(overrides, says):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
+def test_only_the_benchmarks_that_are_run_enter_the_key():
+    config = parse({"evaluation.limits": {"truthfulqa_mc1": 20}}, profile="smol")
+    assert config.datasets() == ["alpaca", "nano", "truthfulqa"]
+    assert parse({}).datasets() == ["nano"]
+
+
 def test_what_does_not_concern_the_real_suite_is_refused():
     with pytest.raises(ParameterError, match="protocols has no effect on the suite 'real'"):
         parse({"protocols": ["chat"]}, profile="smol")

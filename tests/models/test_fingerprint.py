@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from llamax.errors import DiskFullError
+from llamax.errors import DiskFullError, ModelError
 from llamax.models import fingerprint as module
 from llamax.models.fingerprint import fingerprint
 from llamax.models.save import save
@@ -73,13 +73,20 @@ def test_a_memory_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
 
 def test_a_hub_id_is_hashed_with_its_commit(tiny_model, tiny_tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    unknown = fingerprint("org/name")
-    assert unknown == fingerprint("org/name") != fingerprint("org/other")
+    monkeypatch.setattr(module, "commit_of", lambda spec, *_: {"org/name": "abc123", "org/other": "def456"}[spec])
+    before = fingerprint("org/name")
+    assert before == fingerprint("org/name") != fingerprint("org/other")
+    with pytest.raises(ModelError, match="model org/name: not on this disk"):
+        fingerprint("org/name", ask=False)
     folder = tmp_path / "hub" / "models--org--name"
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text("abc123")
     save(tiny_model, tiny_tokenizer, folder / "snapshots" / "abc123")
-    assert fingerprint("org/name") != unknown
+    monkeypatch.setattr(module, "commit_of", None)  # is not asked
+    assert fingerprint("org/name") == before == fingerprint("org/name", ask=False)  # a download changes nothing
+    (folder / "refs" / "main").write_text("def456")
+    shutil.move(folder / "snapshots" / "abc123", folder / "snapshots" / "def456")
+    assert fingerprint("org/name") != before
 
 
 def test_it_does_not_import_torch():

@@ -251,6 +251,23 @@ def test_a_hub_id_in_the_cache_is_served_from_it(saved, tmp_path, monkeypatch, n
     load("org/name")
 
 
+def test_half_a_download_is_none(saved, tmp_path, monkeypatch):
+    folder = tmp_path / "hub" / "models--org--name"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("abc123")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    there = shutil.copytree(saved, folder / "snapshots" / "abc123")
+    names = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    (there / "model.safetensors").rename(there / names[0])
+    index = {"weight_map": dict(zip("ab", names, strict=True))}
+    (there / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert find("org/name").kind == "hub"
+    (there / names[1]).touch()
+    assert find("org/name").commit == "abc123"
+    (there / "tokenizer.json").unlink()
+    assert find("org/name").kind == "hub"
+
+
 def test_special_tokens_must_differ(saved):
     file = saved / "tokenizer_config.json"
     (saved / "llamax.json").unlink()

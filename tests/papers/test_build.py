@@ -142,6 +142,7 @@ def test_a_build_replaces_nothing_but_a_build(paper, tmp_path):
         ("Still among", "Still nano:base.text_loss. Among", "'nano:base.text_loss' would be printed as it is"),
         ("title: A small paper", 'title: "A [nano:runs] paper"', "'nano:runs' would be printed as it is"),
         ("## Deeper", "## Deeper {.result}", "unknown class .result: valid here: .results"),
+        ("## Deeper", "#### Deeper", "heading 'Deeper': three levels are numbered; add .unnumbered"),
         ("::: {.claims}", "::: {.clams}", "unknown class .clams: valid here: .claims"),
         ("::: {.claims}", "::: {.claims", "unknown class .{.claims"),
         ("::: {.claims}", "::: {.claims} all", "a div that pandoc does not read"),

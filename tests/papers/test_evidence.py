@@ -115,6 +115,12 @@ def test_runs_of_different_bases_are_not_pooled(change):
         pooled(change)
 
 
+def test_items_of_another_form_are_one_line():
+    frame = outcomes(0, ("code",), ("chat",), 10, 1).rename(columns={"method": "model"})
+    with pytest.raises(PaperError, match=r"^run a: its items have no column 'method', by which papers select$"):
+        Evidence({"x": ["a"]}, ItemsOnly({"a": frame})).items("x")
+
+
 def test_a_run_pinned_twice_is_no_second_training(made_up):
     home, runs = made_up
     with pytest.raises(PaperError, match=r"lock.json pins run nano-s0-00000000 twice for 'nano'"):

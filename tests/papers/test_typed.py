@@ -56,6 +56,7 @@ def test_names_pass(text):
         "1,234",
         "−.5",
         "45th",
+        "x2.4",
     ],
 )
 def test_a_number_with_a_unit_of_any_kind_is_found(word):

@@ -110,7 +110,7 @@ def test_parameters_and_the_lock_file_move_the_key(home):
 def test_data_and_models_enter_by_their_fingerprints_and_never_by_their_path(home, monkeypatch):
     prints = {"alpaca": "1", "/data/own.jsonl": "2", "nano": "3"}
 
-    def fingerprint(name):
+    def fingerprint(name, ask):
         if name not in prints:
             raise DataError(f"no source {name!r}")
         return prints[name]
@@ -122,6 +122,13 @@ def test_data_and_models_enter_by_their_fingerprints_and_never_by_their_path(hom
     assert {"data alpaca", "data own.jsonl", "model nano"} <= set(before.parts)
     prints["alpaca"] = "4"
     assert changed(before.parts, run_key("toy", config).parts) == ["data alpaca"]
+    both = parse_parameters("toy", "nano", 0, {"sources": ["/a/rows.jsonl", "/b/rows.jsonl"]})
+    prints |= {"/a/rows.jsonl": "5", "/b/rows.jsonl": "6", "alpaca": "4"}
+    first = run_key("toy", both)
+    for name in ("/a/rows.jsonl", "/b/rows.jsonl"):  # two of one name are two
+        prints[name] += "!"
+        second, first = first, run_key("toy", both)
+        assert len(changed(second.parts, first.parts)) == 1
     del prints["alpaca"]
     with pytest.raises(DataError, match="no source 'alpaca'"):
         run_key("toy", config)

@@ -12,7 +12,7 @@ Other fields of a row are not looked at.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import ValidationError
@@ -229,17 +229,18 @@ def _prompt(row: Row) -> list[Message]:
 def _answer(value: Any, field: str) -> list[Message]:
     """One answer of a preference pair: a text, a message, messages, or a "Human: ... Assistant: ..." transcript."""
     if isinstance(value, str) and value:
-        return _transcript(value) or [assistant(value)]
+        return _transcript(value, field) or [assistant(value)]
     return turns([value] if isinstance(value, dict) else value, field)
 
 
-def _transcript(value: str) -> list[Message]:
+def _transcript(value: str, field: str) -> list[Message]:
     """Messages of an HH-RLHF transcript; none if `value` is not one."""
     parts = re.split(r"\n\n(Human|Assistant): ?", value)
     if parts[0].strip() or len(parts) < 3:
         return []
     pairs = zip(parts[1::2], parts[2::2], strict=True)
-    return [Message(role="user" if who == "Human" else "assistant", content=words) for who, words in pairs]
+    speakers = {"Human": "human", "Assistant": "assistant"}
+    return turns([{"from": speakers[who], "value": words} for who, words in pairs], field)
 
 
 def _common_beginning(chosen: list[Message], rejected: list[Message]) -> int:
@@ -252,6 +253,6 @@ def _common_beginning(chosen: list[Message], rejected: list[Message]) -> int:
     return shared
 
 
-def known_formats(formats: Iterable[str] = (*FORMATS, "preference")) -> str:
+def known_formats() -> str:
     """The names of the formats, for a message."""
-    return ", ".join(formats)
+    return ", ".join((*FORMATS, "preference"))

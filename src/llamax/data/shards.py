@@ -34,7 +34,7 @@ from filelock import FileLock, Timeout
 from transformers import PreTrainedTokenizerBase
 
 from llamax.data.encode import encode_continuations, encode_texts
-from llamax.data.formats import RowError
+from llamax.data.formats import RowError, is_unicode
 from llamax.data.readers import clear_read_errors, file_rows, open_text
 from llamax.errors import DataError, DiskFullError
 from llamax.files import clear_disk_errors, sha256_file, sha256_json, write_atomic
@@ -160,6 +160,8 @@ def _fields(path: Path, field: str) -> Iterator[Piece]:
         text = row.get(field) if isinstance(row, dict) else None
         if not isinstance(text, str):
             raise DataError(f"{path}: {place}: no text in the field {field!r}{_instead(row, field)}")
+        if not is_unicode(text):
+            raise DataError(f"{path}: {place}: {field!r} has a lone surrogate (half a character), which is no text")
         yield from _cut(text, 0)
 
 

@@ -1,7 +1,7 @@
 """Where data comes from: a file, a data set on the hub, or a name that a data card stands for.
 
 A data card is `data_cards/<name>.md`: YAML front matter that this module reads (`Card`), and prose for people. Its
-local copies lie under the folder `LLAMAX_DATA`; while that is set, the hub is never asked.
+local copies lie under the folder `LLAMAX_DATA`; while that is set, the hub is not asked for what has one.
 """
 
 import difflib
@@ -105,14 +105,16 @@ def rows(source: str, split: str = "train") -> Iterator[tuple[str, Any]]:
     return _rows(origin, split)
 
 
-def fingerprint(source: str, split: str | None = None) -> str:
+def fingerprint(source: str, split: str | None = None, *, ask: bool = True) -> str:
     """Hex hash of a source's content, of all its splits if none is named.
 
     Without a local copy: what the data card says the content hashes to, so that a result does not look stale where the
-    data are absent; for a hub data set without a card, its id and the commit that the hub cache holds.
+    data are absent; for a hub data set without a card, its id and the commit that the hub cache holds. ask: where the
+    hub's rows are more than the local copy's, it is the hub's that would be read.
+    Raises: DataError: no such source; with ask=False, one of the latter.
     """
     if split is None and source in cards():
-        return sha256_json({name: fingerprint(source, name) for name in cards()[source].splits})
+        return sha256_json({name: fingerprint(source, name, ask=ask) for name in cards()[source].splits})
     origin = find(source, split or "train")
     if origin.world:
         from llamax.data import world
@@ -120,8 +122,11 @@ def fingerprint(source: str, split: str | None = None) -> str:
         return world.fingerprint()
     if origin.file:
         return content_hash(origin.file)
-    if source in cards() and (known := cards()[source].splits[split or "train"].sha256):
-        return known
+    described = cards()[source].splits[split or "train"] if source in cards() else None
+    if described and described.hub_items and not ask:
+        raise DataError(f"{source}: the hub's rows are others than the local copy's, which is not here")
+    if described and described.sha256 and not described.hub_items:
+        return described.sha256
     return sha256_json({"hub": origin.hub, "split": split, "commit": _cached_commit(origin.hub[0])})
 
 
@@ -188,6 +193,8 @@ def check_copy(path: Path, sha256: str) -> None:
 
 def _rows(origin: Origin, split: str) -> Iterator[tuple[str, Any]]:
     """(place, row) pairs of an origin; a card's file must be the one that the card describes."""
+    if origin.hub and not origin.hub[0]:
+        raise DataError("is on no hub: set LLAMAX_DATA to a folder with its files, which data_cards/ names")
     if origin.hub:
         return _hub_rows(*origin.hub, split)
     try:

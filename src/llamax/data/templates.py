@@ -21,6 +21,9 @@ from llamax.data.encode import encode_texts, joins
 from llamax.errors import DataError, ModelError
 from llamax.files import sha256_json
 
+TODAY = "{%- macro strftime_now(form) -%}26 Jul 2024{%- endmacro -%}"
+"""Put before a tokenizer's own template, so that one that asks for the day is told Llama 3's default: no text ages."""
+
 
 class Piece(NamedTuple):
     """A stretch of text, or (with `token`) one special token that `text` only spells."""
@@ -350,7 +353,12 @@ class Own(Template):
     def _text(self, turns: list[dict[str, str]], prompt: bool) -> str:
         """What the Jinja template makes of `turns`."""
         try:
-            return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
+            return self.tokenizer.apply_chat_template(
+                turns,
+                chat_template=TODAY + self.tokenizer.get_chat_template(),
+                tokenize=False,
+                add_generation_prompt=prompt,
+            )
         except (TemplateError, ValueError) as error:
             roles = ", ".join(turn["role"] for turn in turns) or "none"
             raise DataError(f"the tokenizer's chat template refuses messages of roles {roles}: {error}") from None

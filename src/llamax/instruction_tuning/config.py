@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PositiveInt, StrictInt, model_validator
 
 from llamax.config import Parameters
+from llamax.evaluation.config import card_of
 from llamax.training.config import LoraConfig, TrainConfig
 
 Method = Literal["full", "lora"]
@@ -85,8 +86,8 @@ class InstructionTuningConfig(Parameters):
 
     def datasets(self) -> list[str]:
         """Data whose fingerprints enter the run key."""
-        real = ["mmlu", "gsm8k", "truthfulqa"] if self.evaluation.suite == "real" else []
-        return [self.data.source, *(["nano"] if self.data.source != "nano" else []), *real]
+        real = [card_of(name) for name in self.evaluation.limits] if self.evaluation.suite == "real" else []
+        return list(dict.fromkeys([self.data.source, "nano", *real]))
 
     def models(self) -> list[str]:
         """Models whose fingerprints enter the run key."""

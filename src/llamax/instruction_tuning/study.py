@@ -33,6 +33,7 @@ from llamax.progress import Progress, progress_over
 from llamax.runs import Run
 from llamax.runs.records import Metric
 from llamax.training.config import Job
+from llamax.training.history import training_flops
 from llamax.training.launch import train
 from llamax.training.loop import count_steps
 
@@ -122,6 +123,7 @@ class Study:
             self.run.series("curves", self.curves)
             self.run.series("answers", self.answers)
             self._note_protocol()
+            self.run.note("packing", self.rows.report()._asdict())
             self.run.complete()
         return found
 
@@ -144,16 +146,17 @@ class Study:
         if not resumed:
             self._compute(arm, folder, names)
         done = json.loads((folder / "done.json").read_text())
-        self.run.cost(tokens=done["tokens"], flops=done["flops"], seconds=done["seconds"] if resumed else 0.0)
+        seconds = done["seconds"] if resumed else done["earlier"]  # the run's own clock has the rest
+        self.run.cost(tokens=done["tokens"], flops=done["flops"], seconds=seconds)
         return {name: pd.read_parquet(folder / f"{name}.parquet") for name in names}
 
     def _compute(self, arm: Arm, folder: Path, names: tuple[str, ...]) -> None:
         """Train, evaluate and ask one arm; its tables and `done.json`, written last, go into `folder`."""
         start = time.perf_counter()
-        curve = pd.DataFrame() if arm.method == "base" else self._train(arm, folder)
+        curve, earlier = (pd.DataFrame(), 0.0) if arm.method == "base" else self._train(arm, folder)
         loaded = self._load(arm, folder)
         tokens = int(curve.tokens.sum()) if len(curve) else 0
-        flops = 6.0 * loaded.model.num_parameters() * tokens  # Kaplan et al. 2020
+        flops = training_flops(loaded.model.num_parameters(), tokens, lora=arm.method == "lora")
         parts = dict(zip(names, (self._evaluate(arm, loaded), curve, self._answer(arm, loaded)), strict=True))
         del loaded
         gc.collect()
@@ -162,11 +165,13 @@ class Study:
         with clear_disk_errors(folder):
             for name, frame in parts.items():
                 frame.to_parquet(folder / f"{name}.parquet")
-        done = {"tokens": tokens, "flops": flops, "seconds": time.perf_counter() - start}
+        whole = earlier + time.perf_counter() - start
+        done = {"tokens": tokens, "flops": flops, "seconds": whole, "earlier": earlier}
         write_atomic(folder / "done.json", json.dumps(done))
 
-    def _train(self, arm: Arm, folder: Path) -> pd.DataFrame:
-        """Train one arm and save its model under `folder`; its learning curve, one row per optimizer step."""
+    def _train(self, arm: Arm, folder: Path) -> tuple[pd.DataFrame, float]:
+        """Train one arm and save its model under `folder`; its learning curve, one row per optimizer step, and the
+        seconds of those that an interrupted attempt took."""
         settings = self.config.train_config(arm.method, arm.replicate)
         rows = self.run.scratch / "rows"
         if not rows.exists():
@@ -182,7 +187,7 @@ class Study:
         )
         with Progress(count_steps(self.rows, settings), f"train {arm.name}") as bar:
             history = train(job, on_step=lambda s: bar.reach(s.step + 1, loss=s.loss, rate=s.learning_rate))
-        return history.frame().assign(method=arm.method, replicate=arm.replicate)
+        return history.frame().assign(method=arm.method, replicate=arm.replicate), history.earlier_seconds
 
     def _load(self, arm: Arm, folder: Path) -> Loaded:
         """The arm's model as it was saved (what is measured is what would be published), on the fastest device."""

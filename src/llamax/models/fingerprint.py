@@ -9,8 +9,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from llamax.errors import DiskFullError
+from llamax.errors import DiskFullError, ModelError
 from llamax.files import sha256_file, sha256_json, write_atomic
+from llamax.hub import commit_of
 from llamax.models.source import Source, cache_folder, find
 
 # Everything that changes what a model computes or how its text is cut into tokens; not its README, not our notes.
@@ -26,14 +27,19 @@ PARTS = (
 NOT_PARTS = {"llamax.json"}
 
 
-def fingerprint(spec: str) -> str:
-    """Hex sha256 of weights, configuration and tokenizer; of id and commit (`main` if unknown) for a hub id.
+def fingerprint(spec: str, *, ask: bool = True) -> str:
+    """Hex sha256 of weights, configuration and tokenizer; of id and commit for a hub id.
 
-    Raises: ModelError: as `source.find`.
+    ask: the hub for the commit of what is not on this disk, so that a download changes nothing.
+    Raises: ModelError: as `source.find`; a hub id that is not here and may not, or cannot, be asked for.
     """
     source = find(spec)
-    if source.kind == "hub" or source.commit:
-        return sha256_json(f"hub:{spec}@{source.commit or 'main'}")
+    if source.kind == "hub":
+        if not ask:
+            raise ModelError(f"model {spec}: not on this disk")
+        source = source._replace(commit=commit_of(spec, "model", ModelError, "Connect, or give a local folder"))
+    if source.commit:
+        return sha256_json(f"hub:{spec}@{source.commit}")
     return sha256_json({name: file_hash(path) for name, path in sorted(parts(source).items())})
 
 

@@ -24,7 +24,9 @@ from transformers import (
 )
 
 from llamax.errors import LlamaxError, ModelError
+from llamax.files import sha256_json
 from llamax.hub import asked
+from llamax.models import convert
 from llamax.models.convert import convert_gguf, convert_meta, meta_tokenizer
 from llamax.models.fingerprint import file_hash
 from llamax.models.save import check_files
@@ -146,10 +148,11 @@ def not_an_object(file: Path) -> str | None:
 
 
 def _converted(source: Source) -> Source:
-    """A GGUF file as a folder of safetensors, converted at the first call and cached by content; others as they are."""
+    """A GGUF file as a folder of safetensors, cached by its content and by what converted it; others as they are."""
     if source.kind != "gguf":
         return source
-    folder = cache_folder() / "models" / f"{source.path.stem}-{file_hash(source.path)[:16]}"
+    made_of = [file_hash(source.path), file_hash(Path(convert.__file__)), transformers.__version__]
+    folder = cache_folder() / "models" / f"{source.path.stem}-{sha256_json(made_of)[:16]}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Two runs at once: the second waits, then finds the folder there.

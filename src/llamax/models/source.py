@@ -9,6 +9,7 @@ anything else, such as org/name         a hub id; served from the hub's cache on
 """
 
 import importlib.util
+import json
 import os
 import re
 from pathlib import Path
@@ -105,10 +106,19 @@ def cached_snapshot(hub_id: str) -> Source | None:
     if not ref.is_file():
         return None
     commit = ref.read_text().strip()
+    snapshot = folder / "snapshots" / commit
     try:
-        return _folder(folder / "snapshots" / commit)._replace(commit=commit)
+        return _folder(snapshot)._replace(commit=commit) if _is_whole(snapshot) else None
     except ModelError:
         return None
+
+
+def _is_whole(snapshot: Path) -> bool:
+    """Whether a download came to its end: a tokenizer is there, and every file of weights that an index names."""
+    kind = ".safetensors" if any(snapshot.glob("*.safetensors")) else ".bin"
+    named = [json.loads(index.read_text())["weight_map"].values() for index in snapshot.glob(f"*{kind}.index.json")]
+    tokenizer = any(any(snapshot.glob(name)) for name in ("tokenizer.json", "*.model", "vocab.*"))
+    return tokenizer and all((snapshot / name).exists() for names in named for name in names)
 
 
 def hub_cache() -> Path:

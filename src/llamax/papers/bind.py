@@ -95,6 +95,10 @@ def number_labels(blocks: list, source: Source) -> dict[str, str]:
             add(node["c"][0][0], f"{node['t']} {counts[node['t']]}")
         elif node["t"] == "Header" and "unnumbered" not in node["c"][1][1]:
             level = node["c"][0]
+            if level > len(section):
+                title = plain(node["c"][2])
+                source.fault(source.line(title), f"heading {title!r}: three levels are numbered; add .unnumbered")
+                return
             section[level - 1 :] = [section[level - 1] + 1, 0, 0][: 4 - level]
             add(node["c"][1][0], "Section " + ".".join(map(str, section[:level])))
 

@@ -145,6 +145,9 @@ class Evidence:
 
     def _pool(self, alias: str) -> pd.DataFrame:
         frames = [_quietly(self.store.items, record) for record in self.records(alias)]
+        for record, frame in zip(self.records(alias), frames, strict=True):
+            if lacking := sorted({*KEYS, "replicate", "outcome", "cluster"} - set(frame.columns)):
+                raise PaperError(f"run {record.run}: its items have no column {lacking[0]!r}, by which papers select")
         bases = [frame[frame.method == "base"].sort_values(KEYS).reset_index(drop=True) for frame in frames]
         for record, base in zip(self.records(alias), bases, strict=True):
             same = base[KEYS].equals(bases[0][KEYS])

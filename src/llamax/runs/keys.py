@@ -66,33 +66,35 @@ def input_parts(config: Config, *, lenient: bool = False) -> dict[str, str]:
     """The parts that are data and models. With `lenient`, what is not at hand becomes `UNCHECKED`."""
     parts = {}
     for kind, names, fingerprint in [
-        ("data", config.datasets(), data_fingerprint),
-        ("model", config.models(), model_fingerprint),
+        ("data", config.datasets(), lambda name: data_fingerprint(name, ask=not lenient)),
+        ("model", config.models(), lambda spec: model_fingerprint(spec, ask=not lenient)),
         ("file", getattr(config, "files", list)(), lambda name: files.sha256_file(Path(name))),
     ]:
-        for name in names:
-            label = Path(name).name if Path(name).is_absolute() else name
+        for name in dict.fromkeys(names):
+            label = f"{kind} {Path(name).name if Path(name).is_absolute() else name}"
+            while label in parts:  # /a/model and /b/model
+                label += "'"
             try:
-                parts[f"{kind} {label}"] = fingerprint(name)
+                parts[label] = fingerprint(name)
             except LlamaxError:
                 if not lenient:
                     raise
-                parts[f"{kind} {label}"] = UNCHECKED
+                parts[label] = UNCHECKED
     return parts
 
 
-def data_fingerprint(name: str) -> str:
+def data_fingerprint(name: str, *, ask: bool = True) -> str:
     """Hex hash of a data set's content."""
     from llamax.data.sources import fingerprint
 
-    return fingerprint(name)
+    return fingerprint(name, ask=ask)
 
 
-def model_fingerprint(spec: str) -> str:
+def model_fingerprint(spec: str, *, ask: bool = True) -> str:
     """Hex hash of a model's weights, config and tokenizer."""
     from llamax.models.fingerprint import fingerprint
 
-    return fingerprint(spec)
+    return fingerprint(spec, ask=ask)
 
 
 def changed(old: dict[str, str], new: dict[str, str]) -> list[str]:

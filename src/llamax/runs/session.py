@@ -69,6 +69,9 @@ def begin(direction: str, config: Config, *, store: Store | None = None) -> "Run
     lock = hold(scratch / "run.lock")
     if lock is None:
         raise RunError(busy(direction, run))
+    if not anew and (found := store.find(key.digest)):  # published while we waited
+        lock.release()
+        return Run(store, found, config, None)
     _clear(scratch, everything=anew)
     record = new_record(direction, config, key)
     records.write(record, scratch)

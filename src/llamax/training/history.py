@@ -54,6 +54,14 @@ class Event(NamedTuple):
         return cls(*plain, tuple(skipped), back_to, tuple((name, loss) for name, loss in rows))
 
 
+def training_flops(parameters: int, tokens: int, *, lora: bool) -> float:
+    """Operations of training on so many tokens, 6 per parameter and token (Kaplan et al. 2020, section 2.1).
+
+    With LoRA 4: frozen weights have no gradient of their own.
+    """
+    return (4.0 if lora else 6.0) * parameters * tokens
+
+
 class History(NamedTuple):
     """All steps of a run, those before a resume included. resumed_from: first step of this process, 0 if fresh.
 
@@ -78,6 +86,11 @@ class History(NamedTuple):
     def seconds(self) -> float:
         """Wall time of all steps, in seconds."""
         return sum(metrics.seconds for metrics in self.steps)
+
+    @property
+    def earlier_seconds(self) -> float:
+        """Wall time of the steps that earlier, interrupted processes took, in seconds."""
+        return sum(metrics.seconds for metrics in self.steps if metrics.step < self.resumed_from)
 
     def frame(self) -> pd.DataFrame:
         """One row per step, columns as in `StepMetrics`."""
