@@ -28,7 +28,7 @@ def llamax(*arguments):
     [
         (["run", "nope"], "error: no direction 'nope': there are none yet\n"),
         (["run", "all"], "error: no notebooks to run in notebooks/\n"),
-        (["run", "nope", "-p", "rank"], "error: -p 'rank': write name=value, such as learning_rate=1e-4\n"),
+        (["run", "nope", "-p", "rank"], "error: -p 'rank': write NAME=VALUE, such as learning_rate=1e-4\n"),
         (
             ["run", "x", "-p", "a=[1"],
             "error: value '[1': not valid YAML: expected ',' or ']', but got '<stream end>'\n",

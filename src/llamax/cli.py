@@ -201,10 +201,12 @@ def compare(
     """Compare two systems item by item: difference, standard errors, tests, and what could be shown at all."""
     from json import dumps
 
+    from llamax.runs.parameters import read_pairs
     from llamax.runs.per_item import Columns, pair, read_items
     from llamax.statistics import comparison
 
-    kept = read_conditions([*(where or []), *_conditions(benchmark=benchmark, metric=metric)])
+    wanted = [*(where or []), *_conditions(benchmark=benchmark, metric=metric)]
+    kept = read_pairs(wanted, "--where", "filter=strict-match")
     columns = Columns(tuple(item or ["item"]), outcome, cluster, sample)
     pairs = pair(read_items(a, columns, kept), read_items(b, columns, kept), common=common)
     if cluster is not None and pairs.clusters is None:
@@ -579,19 +581,6 @@ def human_analyse(
     print(path.read_text(), end="") if json else print(f"{report(found)}\n{path}")
 
 
-def read_conditions(pairs: list[str]) -> dict[str, str]:
-    """`["filter=strict-match", ...]` as a mapping. Raises: ParameterError: a pair without `=`, or a column twice."""
-    kept: dict[str, str] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name.strip():
-            raise ParameterError(f"--where {pair!r}: write COLUMN=VALUE, such as filter=strict-match")
-        if name.strip() in kept:
-            raise ParameterError(f"--where {name.strip()}: given twice")
-        kept[name.strip()] = value.strip()
-    return kept
-
-
 def _conditions(**named: str | None) -> list[str]:
     """Options that have names of their own, as conditions."""
     return [f"{name}={value}" for name, value in named.items() if value is not None]
@@ -599,17 +588,9 @@ def _conditions(**named: str | None) -> list[str]:
 
 def read_overrides(pairs: list[str]) -> dict[str, Any]:
     """`["learning_rate=1e-4", ...]` as a mapping. Raises: ParameterError: a pair without `=`, or a name given twice."""
-    from llamax.runs.parameters import read_value
+    from llamax.runs.parameters import read_pairs, read_value
 
-    overrides: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals or not name.strip():
-            raise ParameterError(f"-p {pair!r}: write name=value, such as learning_rate=1e-4")
-        if name.strip() in overrides:
-            raise ParameterError(f"-p {name.strip()}: given twice")
-        overrides[name.strip()] = read_value(text)
-    return overrides
+    return {name: read_value(text) for name, text in read_pairs(pairs, "-p", "learning_rate=1e-4").items()}
 
 
 def table(frame: "pd.DataFrame") -> str:

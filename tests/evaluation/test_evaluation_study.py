@@ -13,6 +13,7 @@ from llamax.evaluation import analysis, benchmarks, definitions, figures
 from llamax.evaluation.config import CANDIDATE, CURRENT, EvaluationConfig, card_of
 from llamax.evaluation.study import Study
 from llamax.models.fingerprint import fingerprint
+from llamax.models.load import load
 from llamax.runs.parameters import parse_parameters
 from llamax.versions.measured import ITEM_COLUMNS, MODELS, Measured, item_set
 
@@ -31,6 +32,11 @@ def study(tmp_path_factory):
     study = Study(config, Recorder(tmp_path_factory.mktemp("run")))
     study.run_all()
     return study
+
+
+def test_what_the_tuning_cost_is_told(study):
+    assert study.run.tokens == study.run.frames["curve"].tokens.sum() > 0
+    assert study.run.flops == 6 * load("nano").model.num_parameters() * study.run.tokens
 
 
 def test_every_benchmark_has_the_data_card_that_enters_the_run_key():

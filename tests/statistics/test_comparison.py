@@ -184,7 +184,7 @@ def test_the_command_with_items_of_one_side_only(scores):
     ("options", "says"),
     [
         (["--cluster", "topic"], "--cluster topic: neither old.csv nor new.csv has such a column"),
-        (["--where", "subject"], "--where 'subject': write COLUMN=VALUE"),
+        (["--where", "subject"], "--where 'subject': write NAME=VALUE"),
         (["--where", "subject=a", "--where", "subject=b"], "--where subject: given twice"),
         (["--metric", "acc"], "old.csv: line 2 has no column 'metric'"),
         (["--where", "subject=x"], "none of 300 rows has subject=x; there are subject: s0, s1"),

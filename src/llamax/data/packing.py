@@ -16,7 +16,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
@@ -418,6 +418,9 @@ def end_to_end(pieces: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], pad_
     return Batch(*(torch.from_numpy(np.concatenate(parts).astype(dtype))[None] for parts, dtype in fields))
 
 
+@lru_cache(maxsize=2)  # every step asks for its part of the same one
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
-    """Order in which epoch `epoch` visits `n` rows, int64 [n]: a pure function of its arguments."""
-    return np.random.default_rng([seed, epoch]).permutation(n)
+    """Order in which epoch `epoch` visits `n` rows, int64 [n], read-only: a pure function of its arguments."""
+    order = np.random.default_rng([seed, epoch]).permutation(n)
+    order.flags.writeable = False
+    return order

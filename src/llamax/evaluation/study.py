@@ -28,8 +28,10 @@ from llamax.progress import Progress
 from llamax.runs import Run
 from llamax.runs.records import Metric
 from llamax.training.config import Job
+from llamax.training.history import training_flops
 from llamax.training.launch import train
 from llamax.training.loop import count_steps
+from llamax.training.plan.shapes import shape_of
 from llamax.versions.measured import ITEM_COLUMNS, MODELS, NOTE, Measured, item_set, note
 
 VLLM = {"fp32": "float32", "bf16": "bfloat16"}
@@ -130,6 +132,9 @@ class Study:
         )  # fmt: skip
         with Progress(count_steps(rows, settings), "tune the candidate") as bar:
             history = train(job, on_step=lambda s: bar.reach(s.step + 1, loss=s.loss))
+        parameters = shape_of(load_config(config.model).to_dict()).parameters
+        flops = training_flops(parameters, history.tokens, lora=settings.lora is not None)
+        self.run.cost(tokens=history.tokens, flops=flops, seconds=history.earlier_seconds)
         self.run.series("curve", history.frame())
 
     # -- one model ----------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from llamax.errors import ParameterError, RunError
 from llamax.runs import records, slurm, submitted
 from llamax.runs.keys import Key, run_key
 from llamax.runs.locks import is_held
-from llamax.runs.parameters import parse_parameters
+from llamax.runs.parameters import parse_parameters, read_pairs
 from llamax.runs.placement import spread
 from llamax.runs.session import now, run_name
 from llamax.runs.store import Store
@@ -144,16 +144,10 @@ def read_seeds(text: str) -> list[int]:
 
 
 def read_extra(pairs: list[str]) -> dict[str, str]:
-    """`["constraint=a100", ...]` as a mapping. Raises: ParameterError: a pair without `=`, or a name twice."""
-    found: dict[str, str] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        name = name.strip().lstrip("-")
-        if not equals or not name or not value.strip():
-            raise ParameterError(f"--extra {pair!r}: write NAME=VALUE of an sbatch parameter, such as constraint=a100")
-        if name in found:
-            raise ParameterError(f"--extra {name}: given twice")
-        found[name] = value.strip()
+    """`["constraint=a100", ...]` as a mapping. Raises: ParameterError: a pair without `=` or value, or a name twice."""
+    found = read_pairs([pair.lstrip(" -") for pair in pairs], "--extra", "constraint=a100")
+    if empty := [name for name, value in found.items() if not value]:
+        raise ParameterError(f"--extra {empty[0]}: has no value; write NAME=VALUE, such as constraint=a100")
     return found
 
 

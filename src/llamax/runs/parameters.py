@@ -9,6 +9,7 @@ import difflib
 import re
 import sys
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
@@ -135,6 +136,19 @@ def differences(base: Config, config: Config) -> dict[str, Any]:
         return found
 
     return walk(base.model_dump(mode="json"), config.model_dump(mode="json"), type(config), "")
+
+
+def read_pairs(pairs: Sequence[str], option: str, example: str) -> dict[str, str]:
+    """`["a=b", ...]`, all that `option` was given, as a mapping. Raises: ParameterError: no `=`, or a name twice."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals or not name:
+            raise ParameterError(f"{option} {pair!r}: write NAME=VALUE, such as {example}")
+        if name in found:
+            raise ParameterError(f"{option} {name}: given twice")
+        found[name] = value
+    return found
 
 
 def read_value(text: str) -> Any:

@@ -103,7 +103,7 @@ def _told(command: list[str], end: float, fine: str = "\0") -> str:
     except FileNotFoundError:
         raise RunError(f"Slurm does not answer: there is no {command[0]} on PATH") from None
     except subprocess.TimeoutExpired:
-        raise RunError(f"Slurm does not answer: {command[0]} took more than its {PATIENCE:g} s") from None
+        raise RunError(f"Slurm does not answer: {command[0]} said nothing for {PATIENCE:g} s or more") from None
     if done.returncode and fine not in done.stderr:
         said = done.stderr.strip().splitlines()
         raise RunError(f"Slurm does not answer: {said[-1] if said else f'{command[0]} exited {done.returncode}'}")
