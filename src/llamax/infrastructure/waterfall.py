@@ -85,7 +85,7 @@ WAYS = (
     Way("padded", "padded, all logits, fp32", all_logits),
     Way("targets", "logits of targets only", targets_only),
     Way("flat", "documents end to end, attention one by one", _one_by_one, documents=True),
-    Way("packed", "packed into rows of 2,048", _one_by_one, "packed", documents=True),
+    Way("packed", "packed into rows", _one_by_one, "packed", documents=True),
     Way("bf16", "bf16 over an fp32 master", _one_by_one, "packed", documents=True, precision="bf16"),
     Way("scores", "score matrices of short documents", targets_only, "packed", documents=True, precision="bf16"),
     Way("loss", "loss in the logits' memory", next_token_loss, "packed", documents=True, precision="bf16"),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llamax.config import Config
-from llamax.errors import RunError
+from llamax.errors import LlamaxError, RunError
 from llamax.runs import records
 from llamax.runs.directions import notebook_of
 from llamax.runs.keys import Key, run_key
@@ -53,7 +53,11 @@ def execute(
     """
     store = store or Store()
     config = parse_parameters(direction, profile, seed, overrides)
-    key = run_key(direction, config)
+    try:
+        key = run_key(direction, config)
+    except LlamaxError:
+        check_trainings(config)  # that there is no GPU says more than that there is no hub
+        raise
     found = None if force else store.find(key.digest)
     if found and not verify:
         return found
