@@ -5,6 +5,8 @@ from training_cases import new_config
 
 from llamax.errors import LaunchError, ParameterError
 from llamax.runs import parse_parameters
+from llamax.runs.notebook import execute
+from llamax.runs.store import Store
 from llamax.training.preflight import check_trainings, gpus, placed
 
 SHARDED = {"engine": "deepspeed", "ranks": 2, "zero_stage": 3}
@@ -35,6 +37,14 @@ def test_a_gpu_profile_without_a_gpu_is_refused_in_one_line(monkeypatch):
         monkeypatch.delenv(name)
     check_trainings(parse_parameters("instruction_tuning", "nano"))
     check_trainings(parse_parameters("evaluation", "7b"))
+
+
+def test_that_there_is_no_gpu_is_said_before_that_there_is_no_hub(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("LLAMAX_DATA", raising=False)
+    with pytest.raises(LaunchError, match="this machine has none"):
+        execute("instruction_tuning", "7b", store=Store(tmp_path))
 
 
 def test_too_few_gpus_are_said(monkeypatch):
