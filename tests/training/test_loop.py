@@ -7,12 +7,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 from training_cases import PAD, gradients, new_config, new_model, new_rows
 
 from llamax.data.packing import Documents, Rows
 from llamax.errors import ParameterError, TrainingError
 from llamax.training.config import LoraConfig, TrainConfig
 from llamax.training.engines import make_engine
+from llamax.training.history import training_flops
 from llamax.training.loop import assert_plain_head, count_steps, fit, micro_batches, rows_of_step
 from llamax.training.lora import apply_lora
 from llamax.training.objectives import next_token_loss
@@ -183,3 +185,14 @@ def test_a_model_that_changes_its_logits_is_refused(tmp_path, name):
     setattr(model.config, name, 0.5)
     with pytest.raises(TrainingError, match=f"changes its logits .{name}."):
         fit(model, new_rows(), new_config(), tmp_path, pad_id=PAD)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_operations_of_a_training_are_those_that_torch_counts(lora):
+    width, layers, tokens = 32, 40, 7
+    stack = torch.nn.Sequential(*[torch.nn.Linear(width, width, bias=False) for _ in range(layers)])
+    stack.requires_grad_(not lora)
+    with FlopCounterMode(display=False) as counter:
+        stack(torch.randn(tokens, width, requires_grad=True)).sum().backward()  # below a LoRA lies something to train
+    parameters = sum(weight.numel() for weight in stack.parameters())
+    assert counter.get_total_flops() == training_flops(parameters, tokens, lora=lora)
