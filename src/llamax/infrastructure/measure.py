@@ -1,6 +1,7 @@
 """What a step really takes: the most bytes alive, the rate of the machine's own matrix product, where the time goes."""
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from llamax.training.plan.hardware import CPU, Hardware
 from llamax.training.plan.host import offloaded
 from llamax.training.plan.setup import PlanData, Setup
 from llamax.training.plan.shapes import shape_of
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler logs each of its starts and stops otherwise
 
 MARK = "llamax: a step is over"
 LARGE = {"cpu": 2048, "cuda": 8192}

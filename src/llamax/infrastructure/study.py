@@ -102,6 +102,10 @@ class Study:
         """Operations per second of a large matrix product, now."""
         return measure.matmul_rate(DTYPES[precision], seconds=RATE_SECONDS)
 
+    def _rates(self) -> dict[str, float]:
+        """Those of both precisions."""
+        return {name: self._rate(name) for name in ("fp32", "bf16")}
+
     # -- the waterfall ------------------------------------------------------------------------------------------------
 
     def _parity(self) -> Iterator[dict]:
@@ -132,14 +136,16 @@ class Study:
         real, supervised = len(single.tokens), int(single.mask.sum())
         done = operations(self.model, single)
         turns = [(repeat, way) for repeat in range(self.config.waterfall.repeats) for way in WAYS]
+        before = self._rates()
         for repeat, way in progress_over(turns, "waterfall"):
             _, run = one_way(self.recipe, way)
-            before = {name: self._rate(name) for name in ("fp32", "bf16")}
             start = time.perf_counter()
             losses = run()
             measure.synchronise()
             seconds = time.perf_counter() - start
-            rates = {name: max(rate, self._rate(name)) for name, rate in before.items()}
+            after = self._rates()
+            rates = {name: max(rate, after[name]) for name, rate in before.items()}
+            before = after
             yield {
                 "key": way.key, "repeat": repeat, "seconds": seconds, "real": real, "supervised": supervised,
                 "padded": padded_tokens(self.recipe, way), "flops": done, "rate": rates[way.precision],
