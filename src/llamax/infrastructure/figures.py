@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from llamax.infrastructure import analysis
 from llamax.papers.style import error_bar, styled
@@ -28,7 +29,9 @@ def waterfall(ways: pd.DataFrame, memory: pd.DataFrame) -> Figure:
     """Supervised tokens per second of each way, with 95% intervals over repeats; MFU above the bars; memory beside."""
     found = {metric.name: metric for metric in analysis.way_metrics(ways)}
     keys, places = list(memory.key), np.arange(len(memory))[::-1]
-    figure, (speed, size) = plt.subplots(1, 2, figsize=(5.5, 2.8), sharey=True, width_ratios=(2.2, 1))
+    figure, (speed, size) = plt.subplots(
+        1, 2, figsize=(5.5, 0.8 + 0.32 * len(keys)), sharey=True, width_ratios=(2.2, 1)
+    )
     chosen = [found[f"waterfall.{key}.tokens_per_second"] for key in keys]
     values = np.array([metric.value for metric in chosen])
     errors = np.array([error_bar(metric) for metric in chosen]).T
@@ -123,6 +126,11 @@ def plan_against_measured(cases: pd.DataFrame) -> Figure:
             name, marker, colour = KINDS[kind]
             axes.plot(rows[x], rows.planned, marker, label=name, color=colour, alpha=0.8)
         axes.set(xscale=scale, yscale=scale, xlim=ends, ylim=ends)
+        if scale == "log":
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+                axis.set_minor_formatter(NullFormatter())
         axes.set(xlabel=f"measured {label}", ylabel=f"planned {label}")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=2)
